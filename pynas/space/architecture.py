@@ -1,0 +1,123 @@
+"""A decoded genome: the concrete rows of a network (`Architecture`) and the concrete hyper-parameters (`Recipe`).
+
+Both are plain frozen values that can be compared, printed, put into JSON and read back. `nets` builds them, `train`
+runs them, tables and zoo files hold them in the row notation of Table 2 of the FBNetV3 paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of Table 2 with every choice made: `n` blocks, the first of which has stride `s`.
+
+    `k` and `e` are (first block, remaining blocks); they are equal where the table does not tell them apart.
+    A column that does not apply to the block is None (for instance `e` of a conv).
+    """
+
+    block: str  # conv, mbconv, mbpool or fc
+    k: tuple[int, int] | None
+    e: tuple[float, float] | None
+    c: int
+    n: int
+    s: int
+    se: bool
+    act: str
+    pad: int | None = None  # padding of the (depthwise) convolution where it is not k // 2
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block with the widths and sizes that follow from its row, as the compiled core derives and counts them."""
+
+    row: int
+    kind: str
+    kernel: int
+    stride: int
+    padding: int
+    in_channels: int
+    mid_channels: int  # width after the expansion; equal to in_channels where there is no expansion convolution
+    channels: int
+    se_channels: int  # hidden width of squeeze-and-excite, 0 for none
+    act: str
+    in_size: int  # height = width
+    out_size: int
+    flops: int  # published rule: MACs + inputs of every global average pool
+    macs: int
+    params: int  # convolution and linear weights only
+    parameters: int  # all trainable parameters, biases and batch-norm included
+
+    @property
+    def residual(self) -> bool:
+        return self.kind == "mbconv" and self.stride == 1 and self.in_channels == self.channels
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The rows of one network, its input resolution in pixels and its number of input channels."""
+
+    rows: tuple[Row, ...]
+    resolution: int
+    input_channels: int = 3
+
+    @property
+    def classes(self) -> int:
+        return self.rows[-1].c
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block in order, head included, with its widths, sizes and costs (counted by the compiled core)."""
+        from pynas.space.space import blocks_of
+
+        return blocks_of(self)
+
+    def cost(self) -> dict[str, int]:
+        """Sums over all blocks: ``flops`` and ``params`` by the published rule, ``macs``, and true ``parameters``."""
+        blocks = self.blocks()
+        return {key: sum(getattr(block, key) for block in blocks) for key in ("flops", "macs", "params", "parameters")}
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
+        def pair(value: Any) -> Any:
+            return None if value is None else tuple(value)
+
+        rows = tuple(Row(**{**row, "k": pair(row["k"]), "e": pair(row["e"])}) for row in values["rows"])
+        return cls(rows, values["resolution"], values["input_channels"])
+
+    def __str__(self) -> str:
+        from pynas.space.table import format_rows
+
+        size = f"input {self.input_channels} x {self.resolution} x {self.resolution}"
+        return f"{size}\n{format_rows(self.rows)}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training recipe: the recipe variables of Table 2 under their full names."""
+
+    lr: float  # initial learning rate as the optimizer gets it (the table's multiplier for SGD is already applied)
+    optimizer: str  # "RMSProp" or "SGD"
+    ema: bool  # evaluate the exponential moving average of the weights
+    dropout: float  # p: probability, before the classifier
+    stochastic_depth: float  # d: drop probability of the last block; earlier ones ramp up linearly from 0
+    mixup: float  # m: parameter of the Beta(m, m) distribution, 0 for none
+    weight_decay: float  # wd
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        return cls(**values)
+
+    def __str__(self) -> str:
+        def text(value: Any) -> str:
+            return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+        return "  ".join(f"{field.name} {text(getattr(self, field.name))}" for field in fields(self))
