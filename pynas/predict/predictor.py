@@ -1,0 +1,98 @@
+"""The accuracy predictor (FBNetV3, section 3.1) as plain arrays: saved, loaded and scored without torch.
+
+Architecture features pass through an embedding layer; the *proxy head* predicts FLOPs and parameters from it (stage 1);
+the *accuracy head* is one hidden layer on the embedding and the recipe features (stage 2). `fit.py` fits both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pynas.errors import PynasError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pynas.space.space import Space
+
+LAYERS = ("embedding", "proxy", "hidden", "output")
+PROXIES = ("flops", "params")  # what the proxy head predicts, in order
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Weights of the two-headed MLP for one space.
+
+    `weights` holds ``<layer>.weight`` (out, in) and ``<layer>.bias`` (out,) float32 for the layers embedding, proxy,
+    hidden and output. `accuracy_scale` and `proxy_scale` are (mean, standard deviation) of the labels, float64 ``(2,)``
+    and ``(2, 2)``: heads predict standardised values. `fingerprint` names the space.
+    """
+
+    fingerprint: str
+    weights: Mapping[str, NDArray[np.float32]]
+    accuracy_scale: NDArray[np.float64]
+    proxy_scale: NDArray[np.float64]
+
+    def for_space(self, space: Space) -> Any:
+        """The compiled scorer for `space`; raises PynasError if the predictor was made for another one."""
+        if space.fingerprint != self.fingerprint:
+            raise PynasError(
+                f"this predictor was made for a space with fingerprint {self.fingerprint}; "
+                f"{space.name} has {space.fingerprint} (another table, or other pinned variables)"
+            )
+        from pynas import _core
+
+        w = self.weights
+        mean, scale = map(float, self.accuracy_scale)
+        layers = [w[f"{layer}.{part}"] for layer in ("embedding", "hidden", "output") for part in ("weight", "bias")]
+        return _core.Predictor(space.core, *layers, mean, scale)
+
+    def score(self, space: Space, genomes: NDArray[np.uint8], *, threads: int = 0) -> NDArray[np.float32]:
+        """Predicted accuracy of genomes ``(n, variables)``: float32 ``(n,)``, computed in the compiled core."""
+        return self.for_space(space).score(genomes, threads)
+
+    def statistics(self, space: Space, genomes: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
+        """What the proxy head predicts: ``flops`` and ``params``, float64 ``(n,)`` each."""
+        features = space.features(genomes)[:, : space.architecture_features]
+        w = self.weights
+        embedding = np.maximum(features @ w["embedding.weight"].T + w["embedding.bias"], 0)
+        proxy = (embedding @ w["proxy.weight"].T + w["proxy.bias"]).astype(np.float64)
+        mean, scale = self.proxy_scale
+        return {name: proxy[:, i] * scale[i] + mean[i] for i, name in enumerate(PROXIES)}
+
+    def save(self, path: str | Path) -> None:
+        """Write an ``.npz`` file under a temporary name and move it into place."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        arrays = {"format": np.array(_FORMAT), "fingerprint": np.array(self.fingerprint)}
+        arrays |= {"accuracy_scale": self.accuracy_scale, "proxy_scale": self.proxy_scale}
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays, **self.weights)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Predictor:
+        """Read what `save` wrote. Raises PynasError for a file that is missing or is not a predictor."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            version = int(arrays.pop("format"))
+            weights = {f"{layer}.{part}": arrays[f"{layer}.{part}"] for layer in LAYERS for part in ("weight", "bias")}
+            fingerprint = str(arrays["fingerprint"])
+            accuracy_scale, proxy_scale = arrays["accuracy_scale"], arrays["proxy_scale"]
+        except FileNotFoundError:
+            raise PynasError(f"{path}: no such file; a finished search leaves its predictor at STUDY/predictor.npz") from None
+        except Exception as error:  # a zip, pickle, key or shape error: whatever it is, the file is not a predictor
+            raise PynasError(f"{path}: not a pynas predictor ({type(error).__name__}: {error})") from None
+        if version != _FORMAT:
+            raise PynasError(f"{path}: predictor format {version}; this pynas reads format {_FORMAT}")
+        return cls(fingerprint, weights, accuracy_scale, proxy_scale)
