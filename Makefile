@@ -1,0 +1,57 @@
+# Everything a newcomer needs: `make demo` and `make test`. Each sets up what it needs in .venv.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.hpp') CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: demo test lint format sanitize bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/pynas data fashion-mnist
+	$(BIN)/pynas search examples/demo.yaml --dir studies/demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.hpp')
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.hpp')
+
+# The core's tests against a build with the address and undefined-behaviour sanitizers.
+sanitize: $(VENV)/.installed-dev
+	sh tests/core/sanitize.sh $(BIN)
+
+bench: $(VENV)/.installed-dev
+	$(PIP) install -q -e '.[bench]' --no-build-isolation
+	$(BIN)/python benchmarks/bench_evolve.py
+	$(BIN)/python benchmarks/bench_scoring.py
+	$(BIN)/python benchmarks/bench_pool.py
+	$(BIN)/python benchmarks/bench_import.py
+
+# torch first and pinned: a range may pull gigabytes of CUDA packages.
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "pynas needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q '$(TORCH)'
+	$(PIP) install -q 'setuptools>=77' 'pybind11>=2.13' 'cmake>=3.25' ninja
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(CORE_SOURCES)
+	$(PIP) install -q --no-build-isolation -e '.[all]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch $(CORE_SOURCES)
+	$(PIP) install -q --no-build-isolation -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build build-* pynas/_core*.so *.egg-info

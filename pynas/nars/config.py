@@ -1,0 +1,164 @@
+"""The configuration of a study, `study.yaml`: typed, checked, and the one place where the search's defaults live."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pynas.errors import PynasError
+from pynas.nars.evolve import EvolutionSettings
+from pynas.predict.settings import PredictorSettings
+from pynas.space.budget import Budget
+from pynas.train.config import DataConfig, TrainingConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PoolConfig(_Section):
+    """The candidate pool of stage 1."""
+
+    size: int = Field(20_000, ge=1)
+    """n, genomes in the pool (section 4.1)."""
+
+    budget: dict[str, Any] = {}
+    """Bounds on the pool, for instance ``{flops: 400M:800M}`` (A.3); bins are taken from the FLOP bounds."""
+
+    @field_validator("budget")
+    @classmethod
+    def _check(cls, value: dict[str, Any]) -> dict[str, Any]:
+        Budget(**value)
+        return value
+
+
+class FinalConfig(_Section):
+    """What happens to the winner of each budget after the search."""
+
+    epochs: int = Field(0, ge=0)
+    """Epochs of the winner's own training; 0 leaves it untrained."""
+
+    baseline: bool = True
+    """Train the best random candidate of the first iteration within the same budget beside it."""
+
+    data: DataConfig | None = None
+    """Images of the final trainings; those of the search where not given."""
+
+
+class ExecutorConfig(_Section):
+    """Where candidates train. May change from one run of a study to the next."""
+
+    workers: int | None = Field(None, ge=1)
+    """Worker processes; None takes one a core."""
+
+    threads: int | None = Field(None, ge=1)
+    """Torch threads of each worker; None shares the cores out."""
+
+
+class StudyConfig(_Section):
+    """Everything a search depends on. Relative paths are read from the folder of the file."""
+
+    space: str
+    """A shipped table's name or the path of a user's."""
+
+    pin: dict[str, Any] = {}
+    """Variables fixed by name, for instance ``{ema: true}``."""
+
+    architecture: str | None = None
+    """A network whose stages replace the space's: recipe-only search (section 4.1)."""
+
+    seed: int = Field(0, ge=0)
+    pool: PoolConfig = PoolConfig()
+    iterations: int = Field(4, ge=1)
+    """T, batches of candidates (section 4.1: 4; joint search: 5)."""
+
+    candidates: int = Field(48, ge=2)
+    """m, candidates of each iteration, one for each FLOP bin (section 4.1)."""
+
+    early_stop: float = Field(0.92, gt=0, le=1)
+    """Rank correlation with the final accuracy at which candidates stop after the first iteration (section 3.3)."""
+
+    budgets: dict[str, dict[str, Any]] = Field(min_length=1)
+    """One answer each: name -> bounds, for instance ``small: {flops: 400M:450M}``."""
+
+    max_failed: float = Field(0.5, gt=0, le=1)
+    """The search ends with an error once more than this share of an iteration's candidates has failed."""
+
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    predictor: PredictorSettings = PredictorSettings()
+    evolution: EvolutionSettings = EvolutionSettings()
+    final: FinalConfig = FinalConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+
+    @field_validator("budgets")
+    @classmethod
+    def _check(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, bounds in value.items():
+            if not name or any(not (c.isalnum() or c in "-_.") for c in name) or name.startswith("."):
+                raise ValueError(f"{name!r}; allowed in a budget's name: letters, digits, '-', '_' and '.'")
+            Budget(**bounds)
+        return value
+
+
+def read_config(path: str | Path) -> StudyConfig:
+    """Read and check a `study.yaml`. Raises PynasError naming file, key, value and what is allowed."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PynasError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise PynasError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise PynasError(f"{path}: a study is a mapping; it needs at least the keys space and budgets")
+    for key in ("space", "architecture"):  # a user's own files, next to the study
+        if isinstance(values.get(key), str) and (near := path.parent / values[key]).is_file():
+            values[key] = str(near.resolve())
+    try:
+        return StudyConfig(**values)
+    except ValidationError as error:
+        raise PynasError(f"{path}: {'; '.join(_explain(detail) for detail in error.errors())}") from None
+
+
+def _explain(detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"]) or "the file"
+    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{where}: unknown key; allowed: {', '.join(_allowed(detail['loc'][:-1]))}"
+    if detail["type"] == "missing":
+        return f"{where}: is required"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{where}: {detail['input']!r}: {message}"
+
+
+def _allowed(path: tuple[Any, ...]) -> list[str]:
+    """The keys of the section at `path`, read off its class."""
+    section: Any = StudyConfig
+    for part in path:
+        section = section.model_fields[part].annotation
+        section = next((a for a in getattr(section, "__args__", ()) if a is not type(None)), section)
+    return list(getattr(section, "model_fields", None) or section.__dataclass_fields__)
+
+
+def dump_config(config: StudyConfig) -> str:
+    """The configuration with every default written out, as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def check_unchanged(config: StudyConfig, recorded: StudyConfig, where: Path) -> None:
+    """A study goes on only with the settings it began with; the executor alone may change. Raises PynasError."""
+    new, old = (c.model_dump(mode="json", exclude={"executor"}) for c in (config, recorded))
+    changed = [f"{key} ({old[key]!r} -> {new[key]!r})" for key in new if new[key] != old[key]]
+    if changed:
+        raise PynasError(
+            f"{where}: this study began with other settings: {'; '.join(changed)}. "
+            "Name another directory with --dir to start anew, or put the settings back; only executor may change"
+        )
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
