@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +157,3 @@ def check_unchanged(config: StudyConfig, recorded: StudyConfig, where: Path) -> 
             f"{where}: this study began with other settings: {'; '.join(changed)}. "
             "Name another directory with --dir to start anew, or put the settings back; only executor may change"
         )
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

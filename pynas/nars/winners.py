@@ -1,0 +1,54 @@
+"""The answers of a search: what evolution inherits from stage 2, and winners as values, text and files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from pynas.nars.evolve import EvolutionResult
+from pynas.runtime.task import write_whole
+from pynas.space.architecture import Architecture
+from pynas.space.budget import Budget
+from pynas.space.space import Space
+from pynas.space.table import format_rows
+from pynas.study.trials import Trial
+
+
+def inherited(trials: Sequence[Trial], epoch: int) -> NDArray[np.uint8] | None:
+    """Genomes of complete trials, best accuracy at `epoch` first: uint8 ``(n, variables)``; None if there are none."""
+    ranked = sorted(trials, key=lambda trial: -trial.curve[epoch - 1])
+    return np.array([trial.genome for trial in ranked], np.uint8) if ranked else None
+
+
+def answer(space: Space, result: EvolutionResult, budget: Budget) -> dict[str, Any]:
+    """The best candidate of an evolution as plain values."""
+    architecture, recipe = space.decode(result.genomes[0])
+    return {
+        "budget": budget.to_dict(),
+        "genome": result.genomes[0].tolist(),
+        "predicted": float(result.scores[0]),
+        "costs": {name: int(cost[0]) for name, cost in result.costs.items()},
+        "architecture": architecture.to_dict(),
+        "recipe": recipe and recipe.to_dict(),
+    }
+
+
+def write_winner(path: Path, space: Space, winner: dict[str, Any], name: str) -> None:
+    """One winner as a table without choices, which `pynas count` and ``architecture:`` of a study take."""
+    architecture = Architecture.from_dict(winner["architecture"])
+    notes = {"budget": winner["budget"], "predicted": winner["predicted"], **winner["costs"]}
+    notes |= {key: winner[key] for key in ("final", "baseline") if key in winner}
+    head = {"name": f"{space.name}-{name}", "input_channels": architecture.input_channels}
+    head |= {"resolution": architecture.resolution}
+    rows = "\n".join(f"  {line}" for line in format_rows(architecture.rows).splitlines())
+    tail = {"recipe": winner["recipe"], "notes": notes}
+    path.parent.mkdir(exist_ok=True)
+    write_whole(
+        path,
+        f"{yaml.safe_dump(head, sort_keys=False)}stages: |\n{rows}\n{yaml.safe_dump(tail, sort_keys=False)}",
+    )
