@@ -1,0 +1,36 @@
+"""Builds pynas._core with CMake (CMakeLists.txt is the only build description); everything else is in pyproject.toml.
+
+PYNAS_SANITIZE=1 in the environment builds with address and undefined-behaviour sanitizers.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve() / "cmake"
+        sanitize = os.environ.get("PYNAS_SANITIZE", "0") not in ("", "0")
+        configure = [
+            *("cmake", "-S", str(Path(__file__).resolve().parent), "-B", str(build), "-G", "Ninja"),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
+            f"-DPYNAS_SANITIZE={'ON' if sanitize else 'OFF'}",
+        ]
+        compile_ = ["cmake", "--build", str(build)]
+        if self.parallel:
+            compile_ += ["--parallel", str(self.parallel)]
+        # The interpreter's folder comes last: it has cmake and ninja where a virtual environment is used without
+        # being activated, while an isolated build has its own, which are first on PATH.
+        environment = {**os.environ, "PATH": os.pathsep.join([os.environ["PATH"], str(Path(sys.executable).parent)])}
+        subprocess.run(configure, check=True, env=environment)
+        subprocess.run(compile_, check=True, env=environment)
+
+
+setup(ext_modules=[Extension("pynas._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
