@@ -130,6 +130,8 @@ class LocalExecutor:
             if worker.death in ready:
                 self._events.extend(worker.last_news())
                 self._workers.remove(worker)
+                if worker.folder is not None:  # it died idle, before it could take up the task: not the task's doing
+                    self._waiting.appendleft((worker.folder, worker.function))
         self._dispatch()
         return bool(ready)
 
@@ -144,8 +146,10 @@ class _Worker:
             OSError: the system would not start another process.
         """
         self.folder: TaskFolder | None = None
+        self.function = ""
         self.talks = True
-        self.begun = False
+        self.begun = False  # whether the task has
+        self.seasoned = False  # whether any task has
         ours, theirs = socket.socketpair()
         lifeline_read, self._lifeline = os.pipe()
         try:
@@ -178,7 +182,7 @@ class _Worker:
         return self.folder.key if self.folder else None
 
     def begin(self, folder: TaskFolder, function: str) -> None:
-        self.folder, self.begun = folder, False
+        self.folder, self.function, self.begun = folder, function, False
         self._send({"tasks": str(folder.tasks), "key": folder.key, "function": function})
 
     def _send(self, message: Any) -> None:
@@ -201,7 +205,7 @@ class _Worker:
     def _event(self, folder: TaskFolder, message: dict[str, Any]) -> Event:
         match message["news"]:
             case "started":
-                self.begun = True
+                self.begun = self.seasoned = True
                 return Started(folder.key)
             case "progress":
                 return Progress(folder.key, message["value"])
@@ -216,12 +220,15 @@ class _Worker:
                 return Failed(folder.key, message["reason"], "exception")
 
     def last_news(self) -> Iterator[Event]:
-        """Bury a dead worker: what it had still said, and the outcome of the task it was at."""
+        """Bury a dead worker: what it had still said, and the outcome of the task it was at.
+
+        Keeps `folder` if that task is to be given to another worker.
+        """
         self._signal(signal.SIGKILL)  # what the task started; safe, for the process is not reaped and keeps its id
         yield from self.news()
         status = self.process.wait()
         self._close()
-        if self.folder is None:
+        if self.folder is None or (self.seasoned and not self.begun):
             return
         result = self.folder.read_result()  # it may have died between writing the result and saying so
         if result is not None:

@@ -1,4 +1,4 @@
-"""What the tasks of the contract tests do; workers import it as ``tasks``, for pytest puts this folder on the path."""
+"""What the tasks of the contract tests do. Workers import it, for pytest puts this folder on the path."""
 
 from __future__ import annotations
 
