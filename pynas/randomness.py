@@ -18,4 +18,4 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     """A counter-based numpy generator (Philox) for a purpose."""
-    return np.random.Generator(np.random.Philox(key=derive_seed(seed, *purpose)))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(derive_seed(seed, *purpose))))

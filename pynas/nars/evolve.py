@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pynas.cores import thread_count
 from pynas.errors import PynasError
 from pynas.predict.predictor import Predictor
 from pynas.space.budget import Budget
@@ -110,7 +111,7 @@ def evolve(
 
     scorer = predictor.for_space(space)
     try:
-        found = _core.evolve(space.core, scorer, np.ascontiguousarray(inherited), lower, upper, options, seed, threads)
+        found = _core.evolve(space.core, scorer, np.ascontiguousarray(inherited), lower, upper, options, seed, thread_count(threads))
     except ValueError as error:
         raise PynasError(f"{space.name}: {error}") from None
     genomes = found["genomes"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pynas.cores import thread_count
 from pynas.errors import PynasError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Predictor:
 
     def score(self, space: Space, genomes: NDArray[np.uint8], *, threads: int = 0) -> NDArray[np.float32]:
         """Predicted accuracy of genomes ``(n, variables)``: float32 ``(n,)``, computed in the compiled core."""
-        return self.for_space(space).score(genomes, threads)
+        return self.for_space(space).score(genomes, thread_count(threads))
 
     def statistics(self, space: Space, genomes: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
         """What the proxy head predicts: ``flops`` and ``params``, float64 ``(n,)`` each."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pynas.cores import thread_count
 from pynas.errors import PynasError
 from pynas.space.architecture import Architecture, Block, Recipe, Row
 from pynas.space.budget import COSTS, Budget
@@ -132,13 +133,13 @@ class Space:
         """
         lower, upper = Budget.of(budget).arrays()
         try:
-            return self.core.sample(n, seed, lower, upper, threads)
+            return self.core.sample(n, seed, lower, upper, thread_count(threads))
         except ValueError as error:
             raise PynasError(f"{self.name}: {error}") from None
 
     def costs(self, genomes: Genomes, *, threads: int = 0) -> dict[str, NDArray[np.int64]]:
         """Costs of every genome, int64 ``(n,)`` each: ``flops``, ``macs``, ``params``, ``parameters``."""
-        table = self.core.costs(genomes, threads)
+        table = self.core.costs(genomes, thread_count(threads))
         return {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COSTS)}
 
     def features(self, genomes: Genomes) -> NDArray[np.float32]:
@@ -148,7 +149,7 @@ class Space:
     def feasible(self, genomes: Genomes, budget: Budget) -> NDArray[np.bool_]:
         """Which genomes lie within the budget: bool ``(n,)``."""
         lower, upper = budget.arrays()
-        costs = self.core.costs(genomes, 0)
+        costs = self.core.costs(genomes, thread_count(0))
         return np.all((costs >= lower) & (costs <= upper), axis=1)
 
     def cost_range(self) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,134 @@
+"""Tables: what they say, and that a wrong one is one error naming file, key, value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pynas.errors import PynasError
+from pynas.space.table import ZOO, Variable, parse_table, read_table
+
+GOOD = """\
+name: mine
+input_channels: 1
+resolution: (20, 28, 4)
+stages: |
+  | block  | k      | e                   | c           | n      | s | se | act    |
+  | conv   | 3      | -                   | (8, 16, 4)  | 1      | 2 | -  | hswish |
+  | mbconv | [3, 5] | (3, 6)^1 / (2, 4)^2 | (16, 32, 4) | (1, 3) | 2 | N  | hswish |
+  | mbconv | [3, 5] | (3, 6)^1 / (2, 4)^2 | (24, 48, 4) | (1, 3) | 1 | Y  | hswish |
+  | mbpool | -      | 6                   | 256         | 1      | - | -  | hswish |
+  | fc     | -      | -                   | 10          | 1      | - | -  | -      |
+recipe:
+  lr: (20, 30) * 1e-3
+  lr_multiplier: {SGD: 4}
+  optimizer: [RMSProp, SGD]
+  ema: [true, false]
+  dropout: (1, 31) * 1e-2
+  stochastic_depth: (10, 31) * 1e-2
+  mixup: (0, 41) * 1e-2
+  weight_decay: (7, 21) * 1e-6
+"""
+
+
+def test_variables_are_named_after_row_and_column_and_ties_count_once() -> None:
+    table = parse_table(GOOD, "good.yaml")
+    assert [variable.name for variable in table.variables] == [
+        "stage0.c",
+        *("stage1.k", "stage1.e.first", "stage1.e.rest", "stage1.c", "stage1.n"),
+        *("stage2.k", "stage2.c", "stage2.n"),
+        "resolution",
+        *("lr", "optimizer", "ema", "dropout", "stochastic_depth", "mixup", "weight_decay"),
+    ]
+    assert table.rows[2].e == table.rows[1].e
+
+
+def test_ranges_include_both_ends_and_read_as_the_decimals_they_print() -> None:
+    lr = next(v for v in parse_table(GOOD, "good.yaml").variables if v.name == "lr")
+    assert lr.values == (0.02, 0.021, 0.022, 0.023, 0.024, 0.025, 0.026, 0.027, 0.028, 0.029, 0.03)
+    assert lr.kind == "range"
+
+
+def test_the_first_block_may_have_its_own_kernel() -> None:
+    table = parse_table(GOOD.replace("| mbconv | [3, 5] |", "| mbconv | [3, 5] / [3, 7] |", 1), "good.yaml")
+    first, rest = table.rows[1].k or (None, None)
+    assert isinstance(first, Variable)
+    assert isinstance(rest, Variable)
+    assert (first.values, rest.values) == ((3, 5), (3, 7))
+
+
+WRONG = {
+    "unknown key": ("name: mine", "nome: mine", "the file: unknown key 'nome' (did you mean name?); allowed: name, "),
+    "key twice": ("name: mine", "name: mine\nname: yours", "key 'name' is given twice"),
+    "missing key": ("resolution: (20, 28, 4)\n", "", "the file: lacks resolution; required: name, "),
+    "unknown column": ("| se | act", "| see | act", "stages: unknown column 'see' (did you mean se?); allowed: block, k"),
+    "low above high": ("(8, 16, 4)", "(16, 8, 4)", "row 0 (conv), c: '(16, 8, 4)': low 16 is above high 8; a range is"),
+    "step": ("(8, 16, 4)", "(8, 16, 3)", "c: '(8, 16, 3)': step 3 does not divide 16 - 8; 14 or 17 would do"),
+    "zero step": ("(8, 16, 4)", "(8, 16, 0)", "'(8, 16, 0)': step 0 must be above 0"),
+    "unequal tie": (
+        "(3, 6)^1 / (2, 4)^2 | (24",
+        "(3, 5)^1 / (2, 4)^2 | (24",
+        "row 2 (mbconv), e: '(3, 5)^1 / (2, 4)^2': tied by ^1 to unequal choices: 3, 4, 5 here, 3, 4, 5, 6 in stages, "
+        "row 1 (mbconv), e; they must be equal",
+    ),
+    "even kernel": ("[3, 5] ", "[3, 4] ", "row 1 (mbconv), k: '[3, 4]': 4 is not allowed; allowed: odd whole numbers"),
+    "stride of 0": ("| 2 | N", "| 0 | N", "row 1 (mbconv), s: '0': 0 is not allowed; allowed: 1 or 2"),
+    "no head": (
+        "  | mbpool | -      | 6                   | 256         | 1      | - | -  | hswish |\n",
+        "",
+        "stages: no head: the last two rows must be mbpool and fc; found conv, mbconv, mbconv, fc",
+    ),
+    "unknown block": ("| conv   |", "| konv   |", "row 0 (konv): unknown block 'konv' (did you mean conv?); allowed:"),
+    "cells": ("| 256         |", "|", "row 3 (mbpool | - | 6 | 1 | - | - | hswish): 7 cells"),
+    "unused column": ("| fc     | -", "| fc     | 3", "row 4 (fc), k: '3'; fc does not use it, so the cell must be '-'"),
+    "empty cell": ("| 2 | N", "| - | N", "row 1 (mbconv), s: is empty; mbconv needs k, e, c, n, s, se, act"),
+    "activation": ("| N  | hswish", "| N  | gelu", "act: 'gelu': 'gelu' is not allowed; allowed: hswish, relu, swish"),
+    "no number": ("(16, 32, 4)", "(16, x, 4)", "row 1 (mbconv), c: '(16, x, 4)': 'x' is not a number"),
+    "twice in a list": ("[3, 5] ", "[3, 3] ", "[3, 3] names a value twice"),
+    "too many choices": ("(16, 32, 4)", "(16, 900)", "885 choices; at most 256 are allowed (a gene is one byte)"),
+    "unknown optimizer": ("[RMSProp, SGD]", "[RMSProp, Adam]", "recipe, optimizer: ['RMSProp', 'Adam']: 'Adam' is not"),
+    "unknown recipe key": ("dropout:", "dropuot:", "recipe: unknown key 'dropuot' (did you mean dropout?)"),
+    "probability": ("(1, 31) * 1e-2", "(1, 31) * 1e-1", "dropout: '(1, 31) * 1e-1': 1 is not allowed; allowed: from 0"),
+    "multiplier": ("{SGD: 4}", "{SGD: 0}", "recipe, lr_multiplier, SGD: 0; allowed: a number above 0"),
+    "not YAML": ("name: mine", "name: [mine", "not valid YAML"),
+    "channels": ("input_channels: 1", "input_channels: 0", "input_channels: 0; allowed: a whole number of at least 1"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), WRONG.values(), ids=list(WRONG))
+def test_a_wrong_table_is_one_clear_error(old: str, new: str, message: str, tmp_path: Path) -> None:
+    assert old in GOOD
+    path = tmp_path / "wrong.yaml"
+    path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(PynasError) as caught:
+        read_table(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_lists_the_shipped_ones() -> None:
+    with pytest.raises(PynasError, match=r"no table 'fbnetv9': neither a file nor one of .*fbnetv3, fbnetv3_28"):
+        read_table("fbnetv9")
+
+
+def test_pinning_takes_a_variable_out_and_refuses_what_is_not_there() -> None:
+    table = parse_table(GOOD, "good.yaml")
+    assert len(table.pin({"ema": True, "stage1.k": 5}).variables) == len(table.variables) - 2
+    with pytest.raises(PynasError, match=r"pin: unknown variable 'emma' \(did you mean ema\?\); allowed: stage0.c, "):
+        table.pin({"emma": True})
+    with pytest.raises(PynasError, match=r"pin stage1.k: 4; allowed: 3, 5"):
+        table.pin({"stage1.k": 4})
+
+
+def test_every_shipped_network_leaves_no_choice() -> None:
+    names = sorted(path.stem for path in ZOO.glob("*.yaml"))
+    assert names == [f"fbnetv3_{letter}" for letter in "abcdefg"]
+    assert not any(read_table(name).variables for name in names)
+
+
+def test_yaml_reads_amounts_in_budgets_as_text() -> None:
+    """YAML 1.1 turns some a:b into base 60; the form the docs show must not be among them."""
+    assert yaml.safe_load("{flops: 400M:550M}") == {"flops": "400M:550M"}
