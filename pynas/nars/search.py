@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pynas.cores import available_cores
 from pynas.errors import PynasError, SearchStopped
 from pynas.nars import trainings
 from pynas.nars.config import StudyConfig
@@ -44,16 +45,10 @@ def search(config: StudyConfig, path: str | Path, *, listener: Listener | None =
     with StudyDirectory.create(path) as directory:
         settle(directory, config)
         space = open_space(directory, config)
-        workers = config.executor.workers or default_workers()
+        workers = config.executor.workers or available_cores()
         with LocalExecutor(directory.tasks, workers, config.executor.threads) as executor:
             run = _Search(config, directory, space, executor, listener or Silent())
             return run.run()
-
-
-def default_workers() -> int:
-    from pynas.runtime.local import available_cores
-
-    return available_cores()
 
 
 class _Search:

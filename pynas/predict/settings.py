@@ -13,9 +13,9 @@ class PredictorSettings:
 
     embedding: int = 24  # width of the architecture embedding (A.3)
     hidden: int = 32  # width of the one hidden layer; the paper does not give it
-    pretrain_epochs: int = 30
+    pretrain_epochs: int = 60
     pretrain_batch: int = 256
-    pretrain_lr: float = 3e-3
+    pretrain_lr: float = 1e-2
     frozen_epochs: int = 50  # embedding frozen (section 3.3)
     epochs: int = 50  # then everything, at a lower rate
     batch: int = 16

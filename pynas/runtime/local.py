@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pynas.cores import available_cores
 from pynas.errors import PynasError
 from pynas.runtime.executor import Done, Event, Failed, Progress, Started
 from pynas.runtime.task import TaskFolder
@@ -288,10 +289,3 @@ def _fate(status: int) -> str:
         return f"was killed by signal {-status}"
     memory = ", perhaps out of memory" if name == "SIGKILL" else ""
     return f"was killed by signal {-status} ({name}{memory})"
-
-
-def available_cores() -> int:
-    """How many cores this process may use (its affinity, as set by Slurm or taskset), not how many there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

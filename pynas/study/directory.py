@@ -84,6 +84,16 @@ class StudyDirectory:
         return self.path / "space.yaml"
 
     @property
+    def architecture(self) -> Path:
+        """The network that a recipe-only search is fixed on, as a table; absent otherwise."""
+        return self.path / "architecture.yaml"
+
+    @property
+    def results(self) -> Path:
+        """What the search has derived from configuration and journal so far."""
+        return self.path / "results.json"
+
+    @property
     def predictor(self) -> Path:
         return self.path / "predictor.npz"
 

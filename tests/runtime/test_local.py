@@ -57,7 +57,7 @@ def test_threads_are_shared_out(tmp_path, monkeypatch):
 
 def test_available_cores_are_those_of_the_affinity():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "from pynas.runtime.local import available_cores; print(available_cores())"
+    code += "from pynas.cores import available_cores; print(available_cores())"
     environment = {**os.environ, "PYTHONPATH": str(Path(local.__file__).parents[2])}
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).strip() == "1"
 

@@ -1,0 +1,238 @@
+"""The command line. Every command takes ``--json``; what the user can mend exits with code 2 and one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pynas.errors import PynasError, SearchStopped
+
+app = typer.Typer(
+    name="pynas",
+    help="Joint architecture-recipe search (NARS) with a compiled search core.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output and nothing else there.")]
+StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's directory.")]
+BudgetOption = Annotated[
+    list[str] | None,
+    typer.Option("--budget", "-b", metavar="COST=LOW:HIGH", help="For instance flops=400M:550M; may be repeated."),
+]
+
+
+@app.command()
+def search(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="What to search; see docs/studies.md.")],
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="The study's directory; by default the file's name without .yaml.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Run a search, or go on with one: pretrain, iterate, evolve, train the winners."""
+    from pynas.nars.config import read_config
+    from pynas.nars.search import search as run
+    from pynas.watch import Watch
+
+    config = read_config(study)
+    path = directory or study.with_suffix("")
+    if path == study:
+        raise PynasError(f"{study}: name the study's directory with --dir, or call the file STUDY.yaml")
+    again = f"pynas search {study}" + (f" --dir {directory}" if directory else "")
+    try:
+        with Watch() as watch:
+            results = run(config, path, listener=watch)
+    except KeyboardInterrupt:
+        print(f"\nstopped; everything finished so far is kept in {path}. Go on with: {again}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    page = _write_report(path)
+    if json_:
+        _print_json(results | {"directory": str(path), "report": str(page) if page else None})
+        return
+    _print_winners(results)
+    print(f"\nwinners as tables: {path / 'winners'}/\nreport: {page or 'needs pip install pynas-nars[report]'}")
+    print(f"other budgets: pynas evolve {path} --budget flops=LOW:HIGH")
+
+
+@app.command()
+def evolve(
+    study: StudyPath,
+    budget: BudgetOption = None,
+    mode: Annotated[str | None, typer.Option(help="default, or paper for Algorithm 1 to the letter.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    top: Annotated[int, typer.Option(min=1, help="How many candidates to print.")] = 1,
+    json_: Json = False,
+) -> None:
+    """Answer for a new budget from a study's predictor, at once and without training."""
+    from pynas.nars.answers import evolve_study
+    from pynas.nars.results import plain
+    from pynas.space.budget import Budget, format_amount
+
+    bounds = Budget.parse(*(budget or []))
+    space, result = evolve_study(study, bounds, mode=mode, seed=seed)
+    answers = []
+    for i in range(min(top, len(result.genomes))):
+        architecture, recipe = space.decode(result.genomes[i])
+        costs = {name: int(values[i]) for name, values in result.costs.items()}
+        answers.append({"predicted": float(result.scores[i]), "genome": result.genomes[i], "costs": costs})
+        answers[-1] |= {"architecture": architecture, "recipe": recipe}
+        if not json_:
+            print(f"predicted {100 * float(result.scores[i]):.2f}% at the early-stop epoch, not trained", end="; ")
+            print(f"{format_amount(costs['flops'])} FLOPs, {format_amount(costs['params'])} params ({bounds})")
+            print(f"{architecture}\n{recipe}\n")
+    if json_:
+        value = {"budget": bounds.to_dict(), "answers": answers, "evaluations": result.evaluations}
+        _print_json(plain(value | {"history": result.history}))
+
+
+@app.command()
+def space(name: Annotated[str, typer.Argument(help="A shipped table's name or the path of one.")], json_: Json = False) -> None:
+    """Describe a search space: its size, its variables, the range of its costs."""
+    from pynas.space.space import load_space
+    from pynas.space.budget import format_amount
+
+    loaded = load_space(name)
+    costs = loaded.cost_range()
+    features = loaded.architecture_features + loaded.recipe_features
+    if json_:
+        sizes = {key: str(value) for key, value in loaded.size.items()}
+        _print_json(sizes | {"name": loaded.name, "variables": len(loaded.variables), "features": features, "costs": costs})
+        return
+    for key, value in loaded.size.items():
+        print(f"{key:<14} {value:,}".replace(",", " "))
+    print(f"{'variables':<14} {len(loaded.variables)}\n{'features':<14} {features}")
+    for cost, (low, high) in costs.items():
+        print(f"{cost:<14} {format_amount(low)} to {format_amount(high)}")
+    for variable in loaded.variables:
+        print(f"  {variable.name:<20} {_choices(variable)}")
+
+
+@app.command()
+def count(
+    name: Annotated[str, typer.Argument(help="A network's name (fbnetv3_a), or the path of a table without choices.")],
+    resolution: Annotated[int | None, typer.Option(min=1, help="Input size in pixels instead of the network's.")] = None,
+    genome: Annotated[str | None, typer.Option(help="Choice indices, comma-separated, for a table with choices.")] = None,
+    json_: Json = False,
+) -> None:
+    """Count a network's FLOPs and parameters, block by block."""
+    from pynas.nars.answers import network
+
+    architecture = network(name, genome, resolution)
+    cost = architecture.cost()
+    if json_:
+        blocks = [vars(block) for block in architecture.blocks()]
+        _print_json(cost | {"name": name, "resolution": architecture.resolution, "blocks": blocks})
+        return
+    columns = ("row", "kind", "kernel", "stride", "in_channels", "mid_channels", "channels", "se_channels")
+    columns += ("out_size", "flops", "params")
+    lines = [columns, *([str(getattr(block, column)) for column in columns] for block in architecture.blocks())]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    print()
+    for key, value in cost.items():
+        print(f"{key:<11} {value:,}".replace(",", " "))
+
+
+@app.command()
+def report(study: StudyPath, json_: Json = False) -> None:
+    """Write a study's HTML report anew and print its winners; works while the search runs."""
+    from pynas.nars.answers import open_study
+
+    directory, _ = open_study(study)
+    page = _write_report(study)
+    if page is None:
+        raise PynasError("the report needs plotly and jinja2: pip install 'pynas-nars[report]'")
+    results = _results(directory.path)
+    if json_:
+        _print_json(results | {"report": str(page)})
+    else:
+        _print_winners(results)
+        print(f"\nreport: {page}")
+
+
+@app.command()
+def data(name: Annotated[str, typer.Argument(help="fashion-mnist or digits.")], json_: Json = False) -> None:
+    """Find or fetch a data set, and verify it."""
+    from pynas.train.data import describe
+
+    found = describe(name)
+    if json_:
+        _print_json(found)
+    else:
+        print("\n".join(f"{key}: {value}" for key, value in found.items()))
+
+
+def main() -> None:
+    """Run the command line; exits with 2 and one line for what the user can mend, with 1 where a search stopped."""
+    try:
+        app()
+    except PynasError as error:
+        print(f"pynas: {error}", file=sys.stderr)
+        sys.exit(2)
+    except SearchStopped as error:
+        print(f"pynas: the search stopped: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value))
+
+
+def _results(path: Path) -> dict[str, Any]:
+    from pynas.nars.results import read_results
+    from pynas.study.directory import StudyDirectory
+
+    return read_results(StudyDirectory.open(path).results)
+
+
+def _write_report(path: Path) -> Path | None:
+    """Write the report where its libraries are installed."""
+    from pynas.study.directory import StudyDirectory
+    from pynas.study.study import Study
+
+    try:
+        from pynas.report.html import write_report
+    except ModuleNotFoundError:
+        return None
+    directory = StudyDirectory.open(path)
+    trials = Study.open(directory, read_only=True).trials()
+    write_report(directory.report, path.resolve().name, trials, _results(path))
+    return directory.report
+
+
+def _print_winners(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pynas.report.tables import winner_rows
+
+    rows = winner_rows(results)
+    for row in rows:
+        print(f"\n{row['name']} ({row['bounds']}): {row['flops']} FLOPs, {row['params']} params")
+        print(f"{row['architecture']}\n{row['recipe']}")
+    headings = {"name": "budget", "bounds": "bounds", "flops": "FLOPs", "params": "params", "predicted": "predicted %"}
+    headings |= {"accuracy": "validation %", "test": "test %"}
+    headings |= {"baseline_accuracy": "random: validation %", "baseline_test": "random: test %"}
+    table = Table(*headings.values(), title="winners, and the best random candidate at the same budget and length")
+    for row in rows:
+        table.add_row(*(row[key] for key in headings))
+    print()
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _choices(variable: Any) -> str:
+    values = variable.values
+    if variable.kind == "list":
+        return f"[{', '.join(map(str, values))}]"
+    return f"({values[0]}, {values[-1]}), {len(values)} values"
+
+
+if __name__ == "__main__":
+    main()
