@@ -3,10 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
-#include <cstddef>
-#include <vector>
+#include <memory>
 
 #include "../search/cost_tables.hpp"
+#include "../search/predictor.hpp"
 #include "../search/space.hpp"
 
 namespace pynas::python {
@@ -17,6 +17,15 @@ struct CompiledSpace {
   CostTables tables;
 };
 
+// What Python holds as `Predictor`: weights folded onto the space they are for. Immutable.
+struct CompiledPredictor {
+  std::shared_ptr<CompiledSpace> space;
+  Predictor predictor;
+};
+
 void bind_space(pybind11::module_& module);
+void bind_predictor(pybind11::module_& module);
+void bind_evolution(pybind11::module_& module);
+void bind_selection(pybind11::module_& module);
 
 }  // namespace pynas::python

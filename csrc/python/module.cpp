@@ -5,5 +5,8 @@
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled core of pynas: counting, sampling, scoring and evolutionary search over genomes.";
-  pynas::python::bind_space(module);
+  pynas::python::bind_space(module);      // Space, COSTS, BLOCK_COLUMNS, BLOCK_KINDS
+  pynas::python::bind_predictor(module);  // Predictor, instruction_sets
+  pynas::python::bind_evolution(module);  // evolve, adaptive_probabilities
+  pynas::python::bind_selection(module);  // top_k, pareto_front
 }

@@ -10,6 +10,7 @@ namespace pynas {
 namespace {
 
 constexpr int most_choices = 256;  // a gene is a byte
+constexpr std::size_t most_variables = 1000;
 constexpr double most_channels = 1 << 16;
 constexpr double most_pixels = 1 << 14;
 constexpr double most_kernel = 255;
@@ -42,6 +43,7 @@ Space::Space(std::vector<Variable> variables, std::vector<Row> rows, Field resol
 }
 
 void Space::check_variables() const {
+  if (size() > most_variables) refuse("there are ", size(), " variables; allowed are up to ", most_variables);
   std::set<std::string> names;
   bool recipe_seen = false;
   for (const Variable& variable : variables_) {

@@ -1,0 +1,273 @@
+#include "adaptive_genetic.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "feasibility.hpp"
+#include "genome_set.hpp"
+#include "instruction_set.hpp"
+#include "random.hpp"
+#include "sample.hpp"
+#include "select.hpp"
+#include "text.hpp"
+#include "threads.hpp"
+#include "variation.hpp"
+
+namespace pynas {
+namespace {
+
+constexpr int most_redraws = 100;  // of a child outside the bounds in paper mode, then the child is dropped
+
+struct Problem {
+  const Space& space;
+  const CostTables& tables;
+  const Predictor& predictor;
+  const Bounds& bounds;
+  const EvolutionSettings& settings;
+  std::uint64_t seed;
+  Feasibility feasibility;
+  ScoreKernel kernel;
+};
+
+// One run of the algorithm from the initial individuals and random ones of its own. Sequential: restarts are what is
+// spread over threads, since a barrier in every generation (some 50 microseconds) costs more than it brings.
+class Restart {
+ public:
+  Restart(const Problem& problem, std::size_t number)
+      : problem_(problem),
+        settings_(problem.settings),
+        number_(number),
+        row_(problem.predictor.row()),
+        mutation_(problem.space),
+        scratch_(problem.predictor) {}
+
+  EvolutionResult run(const std::uint8_t* initial, std::size_t count) {
+    start(initial, count);
+    double previous = settings_.literal ? 0.0 : -std::numeric_limits<double>::infinity();
+    std::size_t stalled = 0;
+    for (std::size_t generation = 0;; ++generation) {
+      record(generation);
+      const double best = scores_.front();
+      stalled = best - previous > settings_.epsilon ? 0 : stalled + 1;
+      previous = best;
+      if (stalled >= settings_.patience || evaluations() >= settings_.max_evaluations) break;
+      const std::size_t before = evaluations();
+      breed(generation);
+      if (evaluations() == before) break;  // nothing new can be drawn: a tiny space is exhausted
+      select(settings_.keep);
+    }
+    result_.scores = scores_;
+    for (std::size_t i = 0; i < scores_.size(); ++i)
+      result_.genomes.insert(result_.genomes.end(), genome(i), genome(i) + problem_.space.size());
+    return std::move(result_);
+  }
+
+ private:
+  std::uint8_t* genome(std::size_t i) { return rows_.data() + i * row_; }
+  std::size_t evaluations() const { return static_cast<std::size_t>(result_.evaluations); }
+
+  // Rows beyond the ones in use are scored along with the last block, so there is always a block of them.
+  void reserve(std::size_t rows) { rows_.resize((rows + block_lanes) * row_); }
+
+  void start(const std::uint8_t* initial, std::size_t count) {
+    const std::size_t width = problem_.space.size();
+    const std::uint64_t own_seed = Stream(problem_.seed, Purpose::children, {number_}).next();
+    const auto random = sample(problem_.space, problem_.tables, problem_.bounds, settings_.random, own_seed, 1);
+    reserve(count + settings_.random);
+    known_.reset(count + settings_.random, row_);
+    const auto add = [&](const std::uint8_t* candidate) {
+      std::memcpy(genome(members_), candidate, width);
+      if (!settings_.literal &&
+          !(problem_.feasibility.fits(candidate) && known_.insert(rows_.data(), static_cast<std::uint32_t>(members_))))
+        return;
+      ++members_;
+    };
+    for (std::size_t i = 0; i < count; ++i) add(initial + i * width);
+    for (std::size_t i = 0; i < settings_.random; ++i) add(random.data() + i * width);
+    if (members_ == 0)
+      refuse("there is nothing to start from: ", count, " initial individuals, none of them within the bounds, and ",
+             settings_.random, " random ones");
+
+    std::vector<Ranked> ranked;
+    float scores[block_lanes];
+    for (std::size_t i = 0; i < members_; ++i) {
+      if (i % block_lanes == 0) problem_.predictor.score_block(problem_.kernel, genome(i), scratch_, scores);
+      ranked.push_back({scores[i % block_lanes], static_cast<std::uint32_t>(i)});
+    }
+    ranked_ = std::move(ranked);
+    members_ = 0;
+    select(ranked_.size());
+  }
+
+  // Makes the `keep` best of ranked_ the members, best first.
+  void select(std::size_t keep) {
+    keep_best(ranked_, keep);
+    next_rows_.resize((ranked_.size() * (1 + settings_.children) + block_lanes) * row_);
+    scores_.clear();
+    for (std::size_t i = 0; i < ranked_.size(); ++i) {
+      std::memcpy(next_rows_.data() + i * row_, genome(ranked_[i].index), row_);
+      scores_.push_back(ranked_[i].score);
+    }
+    rows_.swap(next_rows_);
+    members_ = ranked_.size();
+  }
+
+  // Fills ranked_ with the members and the children that can displace one.
+  void breed(std::size_t generation) {
+    const Probabilities probabilities =
+        adaptive_probabilities(std::vector<double>(scores_.begin(), scores_.end()), settings_.rates);
+    if (!settings_.literal) {
+      known_.reset(members_ * (1 + settings_.children), row_);
+      for (std::size_t i = 0; i < members_; ++i) known_.insert(rows_.data(), static_cast<std::uint32_t>(i));
+    }
+    ranked_.clear();
+    for (std::size_t i = 0; i < members_; ++i) ranked_.push_back({scores_[i], static_cast<std::uint32_t>(i)});
+    end_ = scored_ = members_;
+    least_ = members_ < settings_.keep ? -std::numeric_limits<float>::infinity() : scores_[settings_.keep - 1];
+
+    double last_mutation = -1;
+    for (std::size_t x = 0; x < members_; ++x) {
+      if (probabilities.mutation[x] != last_mutation) thresholds_ = mutation_.thresholds(probabilities.mutation[x]);
+      last_mutation = probabilities.mutation[x];
+      Stream random(problem_.seed, Purpose::children, {number_, generation + 1, x});
+      for (std::size_t child = 0; child < settings_.children; ++child) {
+        if (evaluations() + (end_ - scored_) >= settings_.max_evaluations) break;
+        if (!draw_child(random, x, probabilities.crossover)) continue;
+        ++end_;
+        if (end_ - scored_ == block_lanes) score_pending();
+      }
+    }
+    if (end_ > scored_) score_pending();
+  }
+
+  // Whether row end_ became a child to be scored.
+  bool draw_child(Stream& random, std::size_t x, const std::vector<double>& crossover) {
+    std::uint8_t* child = genome(end_);
+    if (settings_.literal) {
+      for (int draw = 0; draw <= most_redraws; ++draw) {
+        propose(random, x, crossover, child);
+        if (problem_.feasibility.fits(child)) return true;
+      }
+      return false;
+    }
+    propose(random, x, crossover, child);
+    if (!problem_.feasibility.fits(child)) revert(random, genome(x), child);
+    return known_.insert(rows_.data(), static_cast<std::uint32_t>(end_));
+  }
+
+  void propose(Stream& random, std::size_t x, const std::vector<double>& crossover, std::uint8_t* child) {
+    ++result_.proposals;
+    const std::size_t mate = random.below(static_cast<std::uint32_t>(members_));
+    const double p_c = crossover[std::min(x, mate)];  // members are sorted: the first of two is the fitter
+    if (random.unit() < p_c)
+      cross_uniformly(random, genome(x), genome(mate), child, row_);
+    else
+      std::memcpy(child, genome(x), row_);
+    mutation_.mutate(random, thresholds_, child);
+  }
+
+  // Gives the child back genes of its parent, of those that differ and matter to the bounds, in random order, until it
+  // fits; at the latest when none is left, since the parent fits.
+  void revert(Stream& random, const std::uint8_t* parent, std::uint8_t* child) {
+    differing_.clear();
+    for (std::size_t v = 0; v < problem_.space.size(); ++v)
+      if (child[v] != parent[v] && problem_.feasibility.matters(v)) differing_.push_back(static_cast<std::uint32_t>(v));
+    while (!differing_.empty()) {
+      std::uint32_t& drawn = differing_[random.below(static_cast<std::uint32_t>(differing_.size()))];
+      child[drawn] = parent[drawn];
+      drawn = differing_.back();
+      differing_.pop_back();
+      if (problem_.feasibility.fits(child)) return;
+    }
+  }
+
+  void score_pending() {
+    float scores[block_lanes];
+    problem_.predictor.score_block(problem_.kernel, genome(scored_), scratch_, scores);
+    for (std::size_t i = scored_; i < end_; ++i)
+      if (scores[i - scored_] > least_) ranked_.push_back({scores[i - scored_], static_cast<std::uint32_t>(i)});
+    result_.evaluations += static_cast<std::int64_t>(end_ - scored_);
+    scored_ = end_;
+  }
+
+  void record(std::size_t generation) {
+    double sum = 0;
+    for (const float score : scores_) sum += score;
+    result_.history.push_back({static_cast<std::int64_t>(number_), static_cast<std::int64_t>(generation),
+                               result_.evaluations, scores_.front(), sum / static_cast<double>(scores_.size())});
+  }
+
+  const Problem& problem_;
+  const EvolutionSettings& settings_;
+  const std::size_t number_;
+  const std::size_t row_;
+  Mutation mutation_;
+  Predictor::Scratch scratch_;
+  EvolutionResult result_;
+
+  // Members (D*, best first) are rows [0, members_), this generation's children [members_, end_), of which those from
+  // scored_ on are yet to be scored.
+  std::vector<std::uint8_t> rows_, next_rows_;
+  std::size_t members_ = 0, end_ = 0, scored_ = 0;
+  std::vector<float> scores_;  // of the members
+  std::vector<Ranked> ranked_;
+  float least_ = 0;  // children must score more to be kept
+  GenomeSet known_;
+  std::vector<std::uint64_t> thresholds_;
+  std::vector<std::uint32_t> differing_;
+};
+
+// The `keep` best of all restarts; in default mode without what several restarts found.
+EvolutionResult merged(const Problem& problem, std::vector<EvolutionResult>& restarts) {
+  const std::size_t width = problem.space.size();
+  EvolutionResult result;
+  std::vector<std::uint8_t> genomes;
+  std::vector<Ranked> ranked;
+  for (EvolutionResult& restart : restarts) {
+    for (const float score : restart.scores) ranked.push_back({score, static_cast<std::uint32_t>(ranked.size())});
+    genomes.insert(genomes.end(), restart.genomes.begin(), restart.genomes.end());
+    result.history.insert(result.history.end(), restart.history.begin(), restart.history.end());
+    result.evaluations += restart.evaluations;
+    result.proposals += restart.proposals;
+  }
+  keep_best(ranked, ranked.size());
+  const auto genome = [&](std::size_t i) { return genomes.data() + i * width; };
+  std::size_t same_score = 0;  // where the run of equal scores in the result begins
+  for (const Ranked& candidate : ranked) {
+    if (result.scores.size() == problem.settings.keep) break;
+    const std::uint8_t* own = genome(candidate.index);
+    if (result.scores.empty() || result.scores[same_score] != candidate.score) same_score = result.scores.size();
+    bool known = false;
+    for (std::size_t i = same_score; i < result.scores.size() && !known; ++i)
+      known = std::equal(own, own + width, result.genomes.data() + i * width);
+    if (known && !problem.settings.literal) continue;
+    result.genomes.insert(result.genomes.end(), own, own + width);
+    result.scores.push_back(candidate.score);
+  }
+  return result;
+}
+
+void check(const Space& space, const EvolutionSettings& settings) {
+  if (space.size() == 0) refuse("the space has no variables: there is nothing to search");
+  check_rates(settings.rates);
+  if (!(settings.epsilon >= 0)) refuse("epsilon is ", settings.epsilon, "; it must be at least 0");
+}
+
+}  // namespace
+
+EvolutionResult evolve(const Space& space, const CostTables& tables, const Predictor& predictor,
+                       const std::uint8_t* initial, std::size_t initial_count, const Bounds& bounds,
+                       const EvolutionSettings& settings, std::uint64_t seed, int threads) {
+  check(space, settings);
+  const Problem problem{
+      space, tables, predictor, bounds, settings, seed, Feasibility(space, tables, bounds), score_kernel("auto")};
+  std::vector<EvolutionResult> results(settings.restarts);
+  for_each_piece(settings.restarts, threads, [&](std::size_t restart) {
+    results[restart] = Restart(problem, restart).run(initial, initial_count);
+  });
+  return merged(problem, results);
+}
+
+}  // namespace pynas
