@@ -40,7 +40,7 @@ def train_candidate(payload: Mapping[str, Any], report: Callable[[dict[str, Any]
         raise PynasError(f"epochs: got {epochs}, allowed are 1 to training.epochs, {training.epochs}")
     device = choose_device(training.device)
     threads_before = torch.get_num_threads()
-    torch.set_num_threads(payload["threads"])
+    torch.set_num_threads(payload.get("threads", threads_before))
     try:
         dataset = load(config)
         check_fit(architecture, dataset)
