@@ -1,0 +1,1 @@
+"""The accuracy predictor: fitted with torch, scored in the compiled core."""

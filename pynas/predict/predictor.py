@@ -52,12 +52,13 @@ class Predictor:
 
         w = self.weights
         mean, scale = map(float, self.accuracy_scale)
-        layers = [w[f"{layer}.{part}"] for layer in ("embedding", "hidden", "output") for part in ("weight", "bias")]
+        layers = [w[f"{layer}.{part}"] for layer in ("embedding", "hidden") for part in ("weight", "bias")]
+        layers += [w["output.weight"].reshape(-1), w["output.bias"]]
         return _core.Predictor(space.core, *layers, mean, scale)
 
     def score(self, space: Space, genomes: NDArray[np.uint8], *, threads: int = 0) -> NDArray[np.float32]:
         """Predicted accuracy of genomes ``(n, variables)``: float32 ``(n,)``, computed in the compiled core."""
-        return self.for_space(space).score(genomes, thread_count(threads))
+        return self.for_space(space).score(genomes, thread_count(threads), "auto")
 
     def statistics(self, space: Space, genomes: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
         """What the proxy head predicts: ``flops`` and ``params``, float64 ``(n,)`` each."""
