@@ -40,8 +40,8 @@ class Watch:
             self.progress.remove_task(task)
         else:
             self.progress.stop_task(task)
-            if not self.console.is_terminal:
-                self.say(f"{bar}: {note}" if note else bar)
+            if note and not self.console.is_terminal:
+                self.say(f"{bar}: {note}")
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)

@@ -41,7 +41,8 @@ class Restart {
         number_(number),
         row_(problem.predictor.row()),
         mutation_(problem.space),
-        scratch_(problem.predictor) {}
+        scratch_(problem.predictor),
+        block_(problem.feasibility) {}
 
   EvolutionResult run(const std::uint8_t* initial, std::size_t count) {
     start(initial, count);
@@ -127,69 +128,76 @@ class Restart {
     end_ = scored_ = members_;
     least_ = members_ < settings_.keep ? -std::numeric_limits<float>::infinity() : scores_[settings_.keep - 1];
 
-    double last_mutation = -1;
-    for (std::size_t x = 0; x < members_; ++x) {
-      if (probabilities.mutation[x] != last_mutation) thresholds_ = mutation_.thresholds(probabilities.mutation[x]);
-      last_mutation = probabilities.mutation[x];
-      Stream random(problem_.seed, Purpose::children, {number_, generation + 1, x});
-      for (std::size_t child = 0; child < settings_.children; ++child) {
+    // Slot s is a child of member s / children; a chunk of slots has a random stream of its own and shares a block.
+    const std::size_t slots = members_ * settings_.children;
+    for (std::size_t chunk = 0; chunk * block_lanes < slots; ++chunk) {
+      Stream random(problem_.seed, Purpose::children, {number_, generation + 1, chunk});
+      const std::size_t begin = chunk * block_lanes, count = std::min<std::size_t>(block_lanes, slots - begin);
+      const std::size_t first = end_;
+      for (std::size_t i = 0; i < count; ++i)
+        propose(random, (begin + i) / settings_.children, probabilities, genome(first + i));
+      problem_.feasibility.count(genome(first), row_, block_);
+      for (std::size_t i = 0; i < count; ++i) {
         if (evaluations() + (end_ - scored_) >= settings_.max_evaluations) break;
-        if (!draw_child(random, x, probabilities.crossover)) continue;
-        ++end_;
-        if (end_ - scored_ == block_lanes) score_pending();
+        if (!admit(random, (begin + i) / settings_.children, probabilities, genome(first + i), i)) continue;
+        if (first + i != end_) std::memcpy(genome(end_), genome(first + i), row_);
+        end_ += settings_.literal || known_.insert(rows_.data(), static_cast<std::uint32_t>(end_)) ? 1 : 0;
       }
+      while (end_ - scored_ >= block_lanes) score_pending();
+      if (evaluations() + (end_ - scored_) >= settings_.max_evaluations) break;
     }
     if (end_ > scored_) score_pending();
   }
 
-  // Whether row end_ became a child to be scored.
-  bool draw_child(Stream& random, std::size_t x, const std::vector<double>& crossover) {
-    std::uint8_t* child = genome(end_);
-    if (settings_.literal) {
-      for (int draw = 0; draw <= most_redraws; ++draw) {
-        propose(random, x, crossover, child);
-        if (problem_.feasibility.fits(child)) return true;
-      }
-      return false;
-    }
-    propose(random, x, crossover, child);
-    if (!problem_.feasibility.fits(child)) revert(random, genome(x), child);
-    return known_.insert(rows_.data(), static_cast<std::uint32_t>(end_));
-  }
-
-  void propose(Stream& random, std::size_t x, const std::vector<double>& crossover, std::uint8_t* child) {
+  void propose(Stream& random, std::size_t x, const Probabilities& probabilities, std::uint8_t* child) {
     ++result_.proposals;
     const std::size_t mate = random.below(static_cast<std::uint32_t>(members_));
-    const double p_c = crossover[std::min(x, mate)];  // members are sorted: the first of two is the fitter
+    const double p_c = probabilities.crossover[std::min(x, mate)];  // of two members the first is the fitter
     if (random.unit() < p_c)
       cross_uniformly(random, genome(x), genome(mate), child, row_);
     else
       std::memcpy(child, genome(x), row_);
-    mutation_.mutate(random, thresholds_, child);
+    mutation_.set_probability(probabilities.mutation[x]);
+    mutation_.mutate(random, child);
+  }
+
+  // Whether the child, lane `lane` of the block, is within the bounds or can be brought there.
+  bool admit(Stream& random, std::size_t x, const Probabilities& probabilities, std::uint8_t* child, std::size_t lane) {
+    bool fits = problem_.feasibility.fits(block_, lane);
+    if (!fits && !settings_.literal) {
+      revert(random, genome(x), child, lane);
+      return true;
+    }
+    for (int redraw = 0; !fits && redraw < most_redraws; ++redraw) {
+      propose(random, x, probabilities, child);
+      fits = problem_.feasibility.fits(child);
+    }
+    return fits;
   }
 
   // Gives the child back genes of its parent, of those that differ and matter to the bounds, in random order, until it
   // fits; at the latest when none is left, since the parent fits.
-  void revert(Stream& random, const std::uint8_t* parent, std::uint8_t* child) {
+  void revert(Stream& random, const std::uint8_t* parent, std::uint8_t* child, std::size_t lane) {
     differing_.clear();
     for (std::size_t v = 0; v < problem_.space.size(); ++v)
       if (child[v] != parent[v] && problem_.feasibility.matters(v)) differing_.push_back(static_cast<std::uint32_t>(v));
-    while (!differing_.empty()) {
-      std::uint32_t& drawn = differing_[random.below(static_cast<std::uint32_t>(differing_.size()))];
-      child[drawn] = parent[drawn];
-      drawn = differing_.back();
+    while (!problem_.feasibility.fits(block_, lane)) {
+      std::uint32_t& slot = differing_[random.below(static_cast<std::uint32_t>(differing_.size()))];
+      const std::uint32_t v = std::exchange(slot, differing_.back());
       differing_.pop_back();
-      if (problem_.feasibility.fits(child)) return;
+      problem_.feasibility.change(block_, lane, v, child[v], parent[v]);
+      child[v] = parent[v];
     }
   }
 
   void score_pending() {
     float scores[block_lanes];
     problem_.predictor.score_block(problem_.kernel, genome(scored_), scratch_, scores);
-    for (std::size_t i = scored_; i < end_; ++i)
-      if (scores[i - scored_] > least_) ranked_.push_back({scores[i - scored_], static_cast<std::uint32_t>(i)});
-    result_.evaluations += static_cast<std::int64_t>(end_ - scored_);
-    scored_ = end_;
+    const std::size_t count = std::min<std::size_t>(block_lanes, end_ - scored_);
+    for (std::size_t i = 0; i < count; ++i)
+      if (scores[i] > least_) ranked_.push_back({scores[i], static_cast<std::uint32_t>(scored_ + i)});
+    result_.evaluations += static_cast<std::int64_t>(count);
+    scored_ += count;
   }
 
   void record(std::size_t generation) {
@@ -205,6 +213,7 @@ class Restart {
   const std::size_t row_;
   Mutation mutation_;
   Predictor::Scratch scratch_;
+  Feasibility::Block block_;
   EvolutionResult result_;
 
   // Members (D*, best first) are rows [0, members_), this generation's children [members_, end_), of which those from
@@ -215,7 +224,6 @@ class Restart {
   std::vector<Ranked> ranked_;
   float least_ = 0;  // children must score more to be kept
   GenomeSet known_;
-  std::vector<std::uint64_t> thresholds_;
   std::vector<std::uint32_t> differing_;
 };
 

@@ -1,4 +1,8 @@
 // The cost tables cut down to the bounds that can bite, for the many checks of sampling and evolution.
+//
+// Blocks of genomes are checked together: with genomes as lanes, the table indices of a term are a few vector
+// operations, and the look-ups of different lanes overlap. Changing one gene of a lane then costs only the look-ups of
+// the terms that depend on it.
 #pragma once
 
 #include <cstddef>
@@ -6,6 +10,7 @@
 #include <vector>
 
 #include "cost_tables.hpp"
+#include "score_kernel.hpp"
 #include "space.hpp"
 
 namespace pynas {
@@ -14,42 +19,64 @@ class Feasibility {
  public:
   Feasibility(const Space& space, const CostTables& tables, const Bounds& bounds);
 
-  bool fits(const std::uint8_t* genome) const {
-    for (const Limit& limit : limits_) {
-      std::int64_t sum = 0;
-      const std::uint32_t* factor = factors_.data();
-      for (const Term& term : terms_) {
-        std::uint32_t index = 0;
-        for (std::uint32_t i = 0; i < term.size; ++i, factor += 2) index += factor[1] * genome[factor[0]];
-        sum += limit.entries[term.offset + index];
-      }
-      if (sum < limit.lower || sum > limit.upper) return false;
+  // The state of a block of genomes: where each lane looks in each term's table, and its sum for each limit.
+  struct Block {
+    explicit Block(const Feasibility& feasibility);
+    std::vector<std::uint8_t> columns;
+    std::vector<std::uint32_t> indices;  // (terms, block_lanes)
+    std::vector<std::int64_t> sums;      // (limits, block_lanes)
+  };
+
+  // genomes: block_lanes rows of `row` bytes, padded as transpose.hpp tells.
+  void count(const std::uint8_t* genomes, std::size_t row, Block& block) const;
+
+  bool fits(const Block& block, std::size_t lane) const {
+    bool inside = true;
+    for (std::size_t i = 0; i < limits_.size(); ++i) {
+      const std::int64_t sum = block.sums[i * block_lanes + lane];
+      inside &= sum >= limits_[i].lower && sum <= limits_[i].upper;
     }
-    return true;
+    return inside;
   }
+
+  // Brings the lane's sums up to date after a gene went from one choice to another.
+  void change(Block& block, std::size_t lane, std::size_t variable, int from, int to) const;
+
+  bool fits(const std::uint8_t* genome) const;
 
   // By how much the bounds are broken: the sum of the relative excesses, 0 where the genome fits.
   double violation(const std::uint8_t* genome) const;
 
   // Whether the choice of the variable can change a bounded cost.
-  bool matters(std::size_t variable) const { return matters_[variable] != 0; }
-  bool always_fits() const { return limits_.empty(); }
+  bool matters(std::size_t variable) const { return uses_begin_[variable] != uses_begin_[variable + 1]; }
   bool never_fits() const { return never_fits_; }
+  // Padded length of a genome's row in a block.
+  std::size_t row() const { return row_; }
 
  private:
+  struct Factor {
+    std::uint32_t variable, stride;
+  };
   struct Term {
-    std::uint32_t size, offset;
+    std::uint32_t begin, end;  // of its factors
+    std::uint32_t offset;      // of its table in a limit's entries
+    bool small;                // indices fit into 16 bits
+  };
+  struct Use {
+    std::uint32_t term, stride;
   };
   struct Limit {
     std::int64_t lower, upper;
-    std::vector<std::int64_t> entries;
+    std::vector<std::int64_t> entries;  // of all terms, one table after another
   };
   std::int64_t sum(const Limit& limit, const std::uint8_t* genome) const;
 
+  std::size_t row_;
+  std::vector<Factor> factors_;
   std::vector<Term> terms_;
-  std::vector<std::uint32_t> factors_;  // (variable, stride) pairs, term by term
   std::vector<Limit> limits_;
-  std::vector<std::uint8_t> matters_;
+  std::vector<Use> uses_;                  // the terms that depend on each variable
+  std::vector<std::uint32_t> uses_begin_;  // where those of each variable begin
   bool never_fits_ = false;
 };
 

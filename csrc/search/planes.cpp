@@ -70,9 +70,7 @@ double Planes::fold(const Space& space, std::size_t first, std::size_t last, con
 }
 
 void Planes::fill(const std::uint8_t* genomes, std::size_t row, std::uint8_t* bytes, float* planes) const {
-  for (std::size_t lane = 0; lane < block_lanes; lane += 16)
-    for (std::size_t v = 0; v < row; v += 16)
-      transpose_tile(genomes + lane * row + v, row, bytes + v * block_lanes + lane, block_lanes);
+  transpose_block(genomes, row, block_lanes, bytes);
   for (const Plane& plane : planes_) {
     const std::uint8_t* genes = bytes + plane.variable * block_lanes;
     if (plane.kind == Kind::index) {

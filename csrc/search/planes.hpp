@@ -16,12 +16,6 @@
 
 namespace pynas {
 
-// Rows of a block of genomes are padded to whole transposition tiles.
-inline constexpr std::size_t row_align = 16;
-constexpr std::size_t padded_row(std::size_t variables) {
-  return (variables + row_align - 1) / row_align * row_align;
-}
-
 class Planes {
  public:
   explicit Planes(const Space& space);
@@ -34,7 +28,7 @@ class Planes {
   double fold(const Space& space, std::size_t first, std::size_t last, const float* weights,
               std::vector<double>& folded) const;
 
-  // genomes: block_lanes rows of `row` bytes (a multiple of row_align). bytes: room for (row, block_lanes).
+  // genomes: block_lanes rows of `row` bytes (see transpose.hpp). bytes: room for (row, block_lanes).
   void fill(const std::uint8_t* genomes, std::size_t row, std::uint8_t* bytes, float* planes) const;
 
  private:

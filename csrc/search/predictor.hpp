@@ -10,6 +10,7 @@
 #include "planes.hpp"
 #include "score_kernel.hpp"
 #include "space.hpp"
+#include "transpose.hpp"
 
 namespace pynas {
 

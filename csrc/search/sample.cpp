@@ -1,7 +1,7 @@
 #include "sample.hpp"
 
 #include <algorithm>
-#include <cmath>
+#include <cstring>
 
 #include "text.hpp"
 #include "threads.hpp"
@@ -9,24 +9,31 @@
 namespace pynas {
 namespace {
 
-constexpr std::size_t chunk_draws = 256;
+constexpr std::size_t chunk_draws = 256;     // whole blocks
 constexpr std::size_t trial_chunks = 4096;   // after 2^20 draws ...
 constexpr std::size_t least_accepted = 105;  // ... an acceptance below 1e-4 ends rejection
 constexpr std::size_t wave_chunks = 64;      // chunks between two looks at how many genomes there are
 constexpr int repair_attempts = 32;
 constexpr int repair_steps = 4000;
 
-// Accepted genomes of draws [0, 256) of chunk `chunk`.
+// Appends the accepted genomes of a chunk of draws.
 void draw_chunk(const Space& space, const UniformGenome& uniform, const Feasibility& feasibility, std::uint64_t seed,
                 std::size_t chunk, std::vector<std::uint8_t>& accepted) {
   Stream random(seed, Purpose::rejection, {chunk});
+  Feasibility::Block block(feasibility);
+  const std::size_t row = feasibility.row();
+  std::vector<std::uint8_t> drawn(block_lanes * row);
   accepted.resize(chunk_draws * space.size());
-  std::uint8_t* genome = accepted.data();
-  for (std::size_t i = 0; i < chunk_draws; ++i) {
-    uniform.draw(random, genome);
-    genome += feasibility.fits(genome) ? space.size() : 0;
+  std::uint8_t* out = accepted.data();
+  for (std::size_t i = 0; i < chunk_draws; i += block_lanes) {
+    for (std::size_t lane = 0; lane < block_lanes; ++lane) uniform.draw(random, drawn.data() + lane * row);
+    feasibility.count(drawn.data(), row, block);
+    for (std::size_t lane = 0; lane < block_lanes; ++lane) {
+      std::memcpy(out, drawn.data() + lane * row, space.size());
+      out += feasibility.fits(block, lane) ? space.size() : 0;
+    }
   }
-  accepted.resize(static_cast<std::size_t>(genome - accepted.data()));
+  accepted.resize(static_cast<std::size_t>(out - accepted.data()));
 }
 
 // A random genome, then random changes of single genes that do not increase the violation, until nothing is violated.
@@ -83,18 +90,8 @@ bool draw_repaired(const Space& space, const UniformGenome& uniform, const Feasi
 }  // namespace
 
 UniformGenome::UniformGenome(const Space& space) {
-  constexpr std::uint64_t most_joint_choices = std::uint64_t{1} << 32;
-  std::uint64_t joint = 1;
-  for (std::size_t v = 0; v < space.size(); ++v) {
-    const auto choices = static_cast<std::uint64_t>(space.choices(v));
-    if (joint * choices > most_joint_choices) {
-      group_ends_.push_back(static_cast<std::uint32_t>(v));
-      joint = 1;
-    }
-    joint *= choices;
-    choices_.push_back(choices);
-  }
-  if (!choices_.empty()) group_ends_.push_back(static_cast<std::uint32_t>(choices_.size()));
+  for (std::size_t v = 0; v < space.size(); ++v) choices_.push_back(static_cast<std::uint64_t>(space.choices(v)));
+  if (!choices_.empty()) last_ = static_cast<std::uint32_t>(choices_.back());
 }
 
 std::vector<std::uint8_t> sample(const Space& space, const CostTables& tables, const Bounds& bounds, std::size_t count,

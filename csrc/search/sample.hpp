@@ -12,27 +12,24 @@
 
 namespace pynas {
 
-// Uniform random genomes. One 64-bit output serves several variables: it is read as a fraction, multiplied by the
-// number of choices, the whole part is the choice and the fraction goes on; the bias of a gene is below 2^-32.
+// Uniform random genomes. Each half of a 64-bit output is read as a fraction and multiplied by a number of choices; the
+// bias of a gene is below choices / 2^32.
 class UniformGenome {
  public:
   explicit UniformGenome(const Space& space);
 
   void draw(Stream& random, std::uint8_t* genome) const {
-    std::size_t v = 0;
-    for (const std::uint32_t end : group_ends_) {
-      std::uint64_t fraction = random.next();
-      for (; v < end; ++v) {
-        const uint128 scaled = static_cast<uint128>(fraction) * choices_[v];
-        genome[v] = static_cast<std::uint8_t>(scaled >> 64);
-        fraction = static_cast<std::uint64_t>(scaled);
-      }
+    for (std::size_t v = 0; v + 1 < choices_.size(); v += 2) {
+      const std::uint64_t bits = random.next();
+      genome[v] = static_cast<std::uint8_t>((bits >> 32) * choices_[v] >> 32);
+      genome[v + 1] = static_cast<std::uint8_t>((bits & 0xffffffffu) * choices_[v + 1] >> 32);
     }
+    if (choices_.size() % 2 == 1) genome[choices_.size() - 1] = static_cast<std::uint8_t>(random.below(last_));
   }
 
  private:
   std::vector<std::uint64_t> choices_;
-  std::vector<std::uint32_t> group_ends_;  // variables up to here share an output
+  std::uint32_t last_ = 0;  // choices of the last variable
 };
 
 // `count` genomes, row-major, uniform among those within the bounds, by rejection. Where hardly any draw is accepted,

@@ -1,4 +1,5 @@
-// Byte matrices from rows (genomes) to columns (variables), 16 x 16 at a time.
+// Byte matrices from rows (genomes) to columns (variables), 16 x 16 at a time. Rows of genomes are padded to whole
+// tiles.
 #pragma once
 
 #include <cstddef>
@@ -9,6 +10,11 @@
 #endif
 
 namespace pynas {
+
+inline constexpr std::size_t row_align = 16;
+constexpr std::size_t padded_row(std::size_t variables) {
+  return (variables + row_align - 1) / row_align * row_align;
+}
 
 // out[column * out_stride + row] = in[row * in_stride + column] for 16 rows and columns.
 inline void transpose_tile(const std::uint8_t* in, std::size_t in_stride, std::uint8_t* out, std::size_t out_stride) {
@@ -29,6 +35,13 @@ inline void transpose_tile(const std::uint8_t* in, std::size_t in_stride, std::u
   for (std::size_t row = 0; row < 16; ++row)
     for (std::size_t column = 0; column < 16; ++column) out[column * out_stride + row] = in[row * in_stride + column];
 #endif
+}
+
+// columns[variable * count + genome] = genomes[genome * row + variable]; count is a multiple of 16.
+inline void transpose_block(const std::uint8_t* genomes, std::size_t row, std::size_t count, std::uint8_t* columns) {
+  for (std::size_t genome = 0; genome < count; genome += 16)
+    for (std::size_t v = 0; v < row; v += 16)
+      transpose_tile(genomes + genome * row + v, row, columns + v * count + genome, count);
 }
 
 }  // namespace pynas

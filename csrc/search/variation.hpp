@@ -42,11 +42,10 @@ class Mutation {
  public:
   explicit Mutation(const Space& space);
 
-  // Thresholds of the binomial distribution: the number of mutations is the first i with draw < thresholds[i].
-  std::vector<std::uint64_t> thresholds(double probability) const;
+  void set_probability(double probability);
 
-  // Calls for the genes to be mutated, each to a choice other than its present one with equal probabilities.
-  void mutate(Stream& random, const std::vector<std::uint64_t>& thresholds, std::uint8_t* genome);
+  // Each mutated gene goes to a choice other than its present one with equal probabilities.
+  void mutate(Stream& random, std::uint8_t* genome);
 
  private:
   void change(std::uint8_t* genome, std::size_t v, std::uint64_t fraction) const {
@@ -55,7 +54,11 @@ class Mutation {
   }
 
   std::vector<std::uint64_t> other_choices_;  // number of choices of each variable, less one
-  std::vector<std::uint8_t> chosen_;          // flags, all 0 between calls
+  std::vector<double> ratios_;                // (n - i) / (i + 1) of n variables
+  double probability_ = -1;
+  bool inverted_ = false;                  // whether the genes that do not mutate are drawn
+  std::vector<std::uint64_t> thresholds_;  // the number drawn is the first i with a 64-bit draw below thresholds_[i]
+  std::vector<std::uint8_t> chosen_;       // flags, all 0 between calls
   std::vector<std::uint32_t> positions_;
 };
 

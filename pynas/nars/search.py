@@ -7,6 +7,7 @@ there is to resuming.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,7 @@ class _Search:
         self.listener.begin("evolution", len(config.budgets))
         for done, (name, bounds) in enumerate(config.budgets.items(), start=1):
             budget = Budget(**bounds)
+            start = time.perf_counter()
             try:
                 result = evolve(
                     space,
@@ -217,7 +219,11 @@ class _Search:
             evolution[name] = {"budget": budget.to_dict(), "history": result.history}
             evolution[name] |= {"evaluations": result.evaluations}
             winners[name] = answer(space, result, budget)
-            self.listener.advance("evolution", done, f"{name}: {100 * float(result.scores[0]):.1f}% predicted")
+            self.listener.advance("evolution", done, name)
+            self.listener.say(
+                f"evolution, {name} ({budget}): {100 * float(result.scores[0]):.1f}% predicted, "
+                f"{result.evaluations} children scored in {1e3 * (time.perf_counter() - start):.0f} ms"
+            )
         self.listener.end("evolution")
         self.keep(evolution=evolution, winners=winners)
         if config.final.epochs:

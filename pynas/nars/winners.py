@@ -42,7 +42,8 @@ def write_winner(path: Path, space: Space, winner: dict[str, Any], name: str) ->
     """One winner as a table without choices, which `pynas count` and ``architecture:`` of a study take."""
     architecture = Architecture.from_dict(winner["architecture"])
     notes = {"budget": winner["budget"], "predicted": winner["predicted"], **winner["costs"]}
-    notes |= {key: winner[key] for key in ("final", "baseline") if key in winner}
+    if final := winner.get("final"):
+        notes |= {key: final[key] for key in ("epochs", "accuracy", "test_accuracy")}
     head = {"name": f"{space.name}-{name}", "input_channels": architecture.input_channels}
     head |= {"resolution": architecture.resolution}
     rows = "\n".join(f"  {line}" for line in format_rows(architecture.rows).splitlines())

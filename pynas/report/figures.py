@@ -79,6 +79,7 @@ def rank_correlation_by_epoch(early_stop: Mapping[str, Any]) -> go.Figure:
     figure = _figure("epoch", "Spearman rank correlation with the final accuracy")
     epochs = list(range(1, len(correlation) + 1))
     figure.add_scatter(x=epochs, y=correlation, mode="lines+markers", name="first iteration")
+    figure.update_xaxes(tickmode="array", tickvals=epochs[:: max(1, len(epochs) // 15)])
     threshold = early_stop["threshold"]
     figure.add_hline(y=threshold, line_color="#17becf", annotation_text=f"threshold {threshold}")
     figure.add_vline(x=early_stop["epoch"], line_dash="dot", annotation_text=f"stop at epoch {early_stop['epoch']}")

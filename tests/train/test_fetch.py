@@ -18,7 +18,7 @@ from pynas.train.config import DataConfig
 from pynas.train.data import load, load_test
 
 
-@pytest.fixture()
+@pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache and a machine without apt-get, without the system's copy and without the authors' mirror."""
     monkeypatch.setenv("PYNAS_DATA", str(tmp_path / "cache"))
@@ -28,7 +28,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture()
+@pytest.fixture
 def published(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """Four small stand-ins for the published files, with their checksums in place of the published ones."""
     contents = {file: os.urandom(100) for file in fetching.SHA256}
