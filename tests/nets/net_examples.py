@@ -1,6 +1,11 @@
 """A small network with every kind of block in it."""
 
+import torch
+
 from pynas.space.architecture import Architecture, Row
+
+# On a busy machine torch's threads spin while they wait for one another, and tests take minutes.
+torch.set_num_threads(1)
 
 ACT = "hswish"
 
