@@ -13,10 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 PAPER_TOTAL_LR_DECAY = 0.963**150
 """Final over initial learning rate in the paper's search: 0.963 an epoch for 150 epochs (section 4.1), about 0.0035."""
 
+PAPER_EMA_DECAY = 0.99985
+"""alpha of equation 2 on ImageNet (appendix A.5)."""
+
 PAPER_EMA_STEPS = 21.6
 """Length of the paper's search training in units of its averaging window: (1 - 0.99985) x steps.
 
-0.99985 is appendix A.5's decay on ImageNet. The steps are those of section 4: 200 classes of about 1 281 images less
+The steps are those of section 4: 200 classes of about 1 281 images less
 10 000 for validation, in batches of 256, for 150 epochs: 144 000.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,7 @@ from pynas.train.config import DataConfig
 from pynas.train.fetch import fetch, locate, read_verified
 
 IDX_HEADER = {"images": 16, "labels": 8}  # bytes before the data: magic number and one int32 a dimension
-FASHION_MNIST_VALIDATION = 10_000  # of the official 60 000, as many as the official test images
-DIGITS_SHARE = 10  # one in ten validates, one in ten tests
+DIGITS_TEST = 180  # one in ten; scikit-learn has no official split
 DIGITS_TEST_SEED = 0  # the test images stay the same whatever `data.seed` is
 
 
@@ -53,10 +53,10 @@ def load(config: DataConfig) -> Dataset:
     subset of the larger one, and changing one leaves the other as it is. Raises PynasError for more images than there
     are, and what `fetch` raises.
     """
-    images, labels = _fashion_mnist("train") if config.name == "fashion-mnist" else _digits(test=False)
-    reserved = FASHION_MNIST_VALIDATION if config.name == "fashion-mnist" else len(_digits(test=True)[1])
+    source = SOURCES[config.name]
+    images, labels = source.images()
     order = stratified_order(labels, config.seed)
-    available = {"train": len(labels) - reserved, "validation": reserved}
+    available = {"train": len(labels) - source.validation, "validation": source.validation}
     sizes = {}
     for part, there in available.items():
         asked = getattr(config, part)
@@ -71,14 +71,14 @@ def load(config: DataConfig) -> Dataset:
         train_labels=torch.from_numpy(labels[train]),
         validation_images=torch.from_numpy(images[validation]),
         validation_labels=torch.from_numpy(labels[validation]),
-        shift=2 if config.name == "fashion-mnist" else 1,
-        flip=config.name == "fashion-mnist",
+        shift=source.shift,
+        flip=source.flip,
     )
 
 
 def load_test(config: DataConfig) -> tuple[Tensor, Tensor]:
     """The test images, uint8 (N, C, H, W), and labels, int64 (N,); for final models only, never for choosing one."""
-    images, labels = _fashion_mnist("t10k") if config.name == "fashion-mnist" else _digits(test=True)
+    images, labels = SOURCES[config.name].test()
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
@@ -112,6 +112,30 @@ def _digits(*, test: bool) -> Arrays:
     values, labels = load_digits(return_X_y=True)
     images = (values * (255.0 / 16.0)).round().astype(np.uint8).reshape(-1, 1, 8, 8)  # stored as 0 to 16
     order = stratified_order(labels.astype(np.int64), DIGITS_TEST_SEED)
-    held_out = -(-len(order) // DIGITS_SHARE)
-    chosen = order[:held_out] if test else np.sort(order[held_out:])
+    chosen = order[:DIGITS_TEST] if test else order[DIGITS_TEST:]
     return images[chosen], labels[chosen].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from: its images outside the test part, its test images, and how they are to be used."""
+
+    images: Callable[[], Arrays]
+    test: Callable[[], Arrays]
+    validation: int  # images set aside for validation, as many as there are test images
+    shift: int
+    flip: bool
+
+
+SOURCES = {
+    "fashion-mnist": Source(
+        functools.partial(_fashion_mnist, "train"),
+        functools.partial(_fashion_mnist, "t10k"),
+        10_000,
+        shift=2,
+        flip=True,
+    ),
+    "digits": Source(
+        functools.partial(_digits, test=False), functools.partial(_digits, test=True), 180, shift=1, flip=False
+    ),
+}

@@ -7,9 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from pynas.train.config import PAPER_EMA_STEPS, TrainingConfig
-
-PAPER_EMA_DECAY = 0.99985  # on ImageNet, appendix A.5
+from pynas.train.config import PAPER_EMA_DECAY, PAPER_EMA_STEPS, TrainingConfig
 
 
 def ema_decay(training: TrainingConfig, steps_per_epoch: int) -> float:

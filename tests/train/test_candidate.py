@@ -34,15 +34,14 @@ def weights(recipe: Any, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dic
 
 
 def test_the_papers_recipe_learns_digits() -> None:
-    payload = digits_payload(PAPER, data={"name": "digits"}, test=True)
-    payload["training"] |= {"epochs": 5}
-    payload["epochs"] = 5
+    payload = digits_payload(PAPER, data={"name": "digits"}, test=True, batch_size=16)
+    payload["training"]["epochs"] = payload["epochs"] = 3
     result, reports = trained(payload)
     assert result["accuracy"] > 0.9
     assert result["test_accuracy"] > 0.85
     assert reports == [{"epoch": i, "accuracy": a} for i, a in enumerate(result["curve"], start=1)]
     assert result["accuracy"] == result["curve"][-1]
-    assert result["epochs"] == 5
+    assert result["epochs"] == 3
     assert result["seconds"] > 0
 
 
