@@ -1,6 +1,7 @@
 #include "adaptive_genetic.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -42,7 +43,11 @@ class Restart {
         row_(problem.predictor.row()),
         mutation_(problem.space),
         scratch_(problem.predictor),
-        block_(problem.feasibility) {}
+        block_(problem.feasibility),
+        relevant_(row_, 0),
+        differing_(row_) {
+    for (std::size_t v = 0; v < problem.space.size(); ++v) relevant_[v] = problem.feasibility.matters(v) ? 255 : 0;
+  }
 
   EvolutionResult run(const std::uint8_t* initial, std::size_t count) {
     start(initial, count);
@@ -140,7 +145,7 @@ class Restart {
       for (std::size_t i = 0; i < count; ++i) {
         if (evaluations() + (end_ - scored_) >= settings_.max_evaluations) break;
         if (!admit(random, (begin + i) / settings_.children, probabilities, genome(first + i), i)) continue;
-        if (first + i != end_) std::memcpy(genome(end_), genome(first + i), row_);
+        if (first + i != end_) copy_row(genome(end_), genome(first + i), row_);
         end_ += settings_.literal || known_.insert(rows_.data(), static_cast<std::uint32_t>(end_)) ? 1 : 0;
       }
       while (end_ - scored_ >= block_lanes) score_pending();
@@ -153,10 +158,7 @@ class Restart {
     ++result_.proposals;
     const std::size_t mate = random.below(static_cast<std::uint32_t>(members_));
     const double p_c = probabilities.crossover[std::min(x, mate)];  // of two members the first is the fitter
-    if (random.unit() < p_c)
-      cross_uniformly(random, genome(x), genome(mate), child, row_);
-    else
-      std::memcpy(child, genome(x), row_);
+    cross_uniformly(random, random.unit() < p_c, genome(x), genome(mate), child, row_);
     mutation_.set_probability(probabilities.mutation[x]);
     mutation_.mutate(random, child);
   }
@@ -178,13 +180,20 @@ class Restart {
   // Gives the child back genes of its parent, of those that differ and matter to the bounds, in random order, until it
   // fits; at the latest when none is left, since the parent fits.
   void revert(Stream& random, const std::uint8_t* parent, std::uint8_t* child, std::size_t lane) {
-    differing_.clear();
-    for (std::size_t v = 0; v < problem_.space.size(); ++v)
-      if (child[v] != parent[v] && problem_.feasibility.matters(v)) differing_.push_back(static_cast<std::uint32_t>(v));
+    std::uint32_t* const differing = differing_.data();
+    std::size_t count = 0;
+    for (std::size_t byte = 0; byte < row_; byte += 8) {
+      std::uint64_t difference =
+          (load_genes(child + byte) ^ load_genes(parent + byte)) & load_genes(relevant_.data() + byte);
+      while (difference != 0) {
+        const int gene = std::countr_zero(difference) / 8;
+        differing[count++] = static_cast<std::uint32_t>(byte) + static_cast<std::uint32_t>(gene);
+        difference &= ~(std::uint64_t{0xff} << (8 * gene));
+      }
+    }
     while (!problem_.feasibility.fits(block_, lane)) {
-      std::uint32_t& slot = differing_[random.below(static_cast<std::uint32_t>(differing_.size()))];
-      const std::uint32_t v = std::exchange(slot, differing_.back());
-      differing_.pop_back();
+      const std::uint32_t drawn = random.below(static_cast<std::uint32_t>(count));
+      const std::uint32_t v = std::exchange(differing[drawn], differing[--count]);
       problem_.feasibility.change(block_, lane, v, child[v], parent[v]);
       child[v] = parent[v];
     }
@@ -224,6 +233,7 @@ class Restart {
   std::vector<Ranked> ranked_;
   float least_ = 0;  // children must score more to be kept
   GenomeSet known_;
+  std::vector<std::uint8_t> relevant_;  // 255 where a gene matters to the bounds
   std::vector<std::uint32_t> differing_;
 };
 

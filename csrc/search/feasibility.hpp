@@ -23,7 +23,7 @@ class Feasibility {
   struct Block {
     explicit Block(const Feasibility& feasibility);
     std::vector<std::uint8_t> columns;
-    std::vector<std::uint32_t> indices;  // (terms, block_lanes)
+    std::vector<std::uint32_t> indices;  // (terms, block_lanes), into a limit's entries
     std::vector<std::int64_t> sums;      // (limits, block_lanes)
   };
 
@@ -67,7 +67,17 @@ class Feasibility {
   };
   struct Limit {
     std::int64_t lower, upper;
-    std::vector<std::int64_t> entries;  // of all terms, one table after another
+    bool narrow;                                // the entries fit into 32 bits, which halves what the caches must hold
+    std::vector<std::uint32_t> narrow_entries;  // of all terms, one table after another
+    std::vector<std::int64_t> wide_entries;
+
+    template <class Use>
+    void with_entries(const Use& use) const {
+      if (narrow)
+        use(narrow_entries.data());
+      else
+        use(wide_entries.data());
+    }
   };
   std::int64_t sum(const Limit& limit, const std::uint8_t* genome) const;
 

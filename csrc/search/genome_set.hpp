@@ -15,7 +15,7 @@ class GenomeSet {
   // Forgets everything; at most `rows` rows will be inserted. Rows are padded to whole 8-byte words.
   void reset(std::size_t rows, std::size_t row) {
     std::size_t slots = 16;
-    while (slots < 4 * rows) slots *= 2;
+    while (slots < 2 * rows) slots *= 2;
     slots_.assign(slots, 0);
     row_ = row;
   }

@@ -91,7 +91,6 @@ bool draw_repaired(const Space& space, const UniformGenome& uniform, const Feasi
 
 UniformGenome::UniformGenome(const Space& space) {
   for (std::size_t v = 0; v < space.size(); ++v) choices_.push_back(static_cast<std::uint64_t>(space.choices(v)));
-  if (!choices_.empty()) last_ = static_cast<std::uint32_t>(choices_.back());
 }
 
 std::vector<std::uint8_t> sample(const Space& space, const CostTables& tables, const Bounds& bounds, std::size_t count,

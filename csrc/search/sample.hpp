@@ -19,17 +19,19 @@ class UniformGenome {
   explicit UniformGenome(const Space& space);
 
   void draw(Stream& random, std::uint8_t* genome) const {
-    for (std::size_t v = 0; v + 1 < choices_.size(); v += 2) {
+    const std::uint64_t* choices = choices_.data();  // bytes written may alias the members, but not these
+    const std::size_t even = choices_.size() / 2 * 2;
+    std::size_t v = 0;
+    for (; v < even; v += 2) {
       const std::uint64_t bits = random.next();
-      genome[v] = static_cast<std::uint8_t>((bits >> 32) * choices_[v] >> 32);
-      genome[v + 1] = static_cast<std::uint8_t>((bits & 0xffffffffu) * choices_[v + 1] >> 32);
+      genome[v] = static_cast<std::uint8_t>((bits >> 32) * choices[v] >> 32);
+      genome[v + 1] = static_cast<std::uint8_t>((bits & 0xffffffffu) * choices[v + 1] >> 32);
     }
-    if (choices_.size() % 2 == 1) genome[choices_.size() - 1] = static_cast<std::uint8_t>(random.below(last_));
+    if (v < choices_.size()) genome[v] = static_cast<std::uint8_t>((random.next() >> 32) * choices[v] >> 32);
   }
 
  private:
   std::vector<std::uint64_t> choices_;
-  std::uint32_t last_ = 0;  // choices of the last variable
 };
 
 // `count` genomes, row-major, uniform among those within the bounds, by rejection. Where hardly any draw is accepted,

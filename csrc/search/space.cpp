@@ -10,7 +10,6 @@ namespace pynas {
 namespace {
 
 constexpr int most_choices = 256;  // a gene is a byte
-constexpr std::size_t most_variables = 1000;
 constexpr double most_channels = 1 << 16;
 constexpr double most_pixels = 1 << 14;
 constexpr double most_kernel = 255;

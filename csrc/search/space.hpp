@@ -25,6 +25,8 @@ struct Field {
   double constant = 0;
 };
 
+inline constexpr std::size_t most_variables = 1000;
+
 enum class BlockKind { conv, mbconv, mbpool, fc };
 inline constexpr const char* block_kind_names[] = {"conv", "mbconv", "mbpool", "fc"};
 

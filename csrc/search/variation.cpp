@@ -2,7 +2,7 @@
 
 namespace pynas {
 
-Mutation::Mutation(const Space& space) : chosen_(space.size(), 0), positions_(space.size()) {
+Mutation::Mutation(const Space& space) {
   for (std::size_t v = 0; v < space.size(); ++v)
     other_choices_.push_back(static_cast<std::uint64_t>(space.choices(v)) - 1);
   for (std::size_t i = 0; i < space.size(); ++i)
@@ -28,23 +28,30 @@ void Mutation::set_probability(double probability) {
   }
 }
 
-void Mutation::mutate(Stream& random, std::uint8_t* genome) {
+void Mutation::mutate(Stream& random, std::uint8_t* genome) const {
   const std::size_t genes = other_choices_.size();
+  const std::uint64_t* other_choices = other_choices_.data();
+  const auto change = [&](std::size_t v, std::uint64_t fraction) {
+    const auto other = static_cast<std::uint8_t>((static_cast<uint128>(fraction) * other_choices[v]) >> 64);
+    genome[v] = static_cast<std::uint8_t>(other + (other >= genome[v]));
+  };
   const std::uint64_t draw = random.next();
   std::size_t count = 0;
-  while (count < thresholds_.size() && draw >= thresholds_[count]) ++count;
-  for (std::size_t i = 0; i < count;) {
+  for (const std::uint64_t threshold : thresholds_) count += draw >= threshold;  // no branch to predict
+
+  std::array<std::uint64_t, (most_variables + 63) / 64> chosen{};  // bits
+  while (count > 0) {
     const uint128 scaled = static_cast<uint128>(random.next()) * genes;
     const auto v = static_cast<std::size_t>(scaled >> 64);
-    if (chosen_[v] != 0) continue;
-    chosen_[v] = 1;
-    positions_[i++] = static_cast<std::uint32_t>(v);
-    if (!inverted_) change(genome, v, static_cast<std::uint64_t>(scaled));
+    const std::uint64_t bit = std::uint64_t{1} << (v % 64);
+    if ((chosen[v / 64] & bit) != 0) continue;
+    chosen[v / 64] |= bit;
+    --count;
+    if (!inverted_) change(v, static_cast<std::uint64_t>(scaled));
   }
-  if (inverted_)
-    for (std::size_t v = 0; v < genes; ++v)
-      if (chosen_[v] == 0) change(genome, v, random.next());
-  for (std::size_t i = 0; i < count; ++i) chosen_[positions_[i]] = 0;
+  if (!inverted_) return;
+  for (std::size_t v = 0; v < genes; ++v)
+    if ((chosen[v / 64] >> (v % 64) & 1) == 0) change(v, random.next());
 }
 
 }  // namespace pynas

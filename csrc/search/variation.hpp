@@ -21,18 +21,27 @@ inline constexpr auto gene_masks = [] {
   return masks;
 }();
 
-// child = x with each gene exchanged for y's with probability 1/2. Rows are padded to whole 8-byte words.
-inline void cross_uniformly(Stream& random, const std::uint8_t* x, const std::uint8_t* y, std::uint8_t* child,
-                            std::size_t row) {
+inline std::uint64_t load_genes(const std::uint8_t* p) {
+  std::uint64_t word;
+  std::memcpy(&word, p, sizeof word);
+  return word;
+}
+
+inline void copy_row(std::uint8_t* to, const std::uint8_t* from, std::size_t row) {
+  for (std::size_t byte = 0; byte < row; byte += 16) std::memcpy(to + byte, from + byte, 16);
+}
+
+// child = x, and if `crossing` with each gene exchanged for y's with probability 1/2. Whether to cross is a mask and
+// not a branch: it is as good as random. Rows are padded to whole 16-byte pieces.
+inline void cross_uniformly(Stream& random, bool crossing, const std::uint8_t* x, const std::uint8_t* y,
+                            std::uint8_t* child, std::size_t row) {
   std::uint64_t bits = 0;
-  for (std::size_t word = 0; word < row / 8; ++word) {
-    if (word % 8 == 0) bits = random.next();
-    std::uint64_t a, b;
-    std::memcpy(&a, x + word * 8, 8);
-    std::memcpy(&b, y + word * 8, 8);
-    a ^= (a ^ b) & gene_masks[bits & 255];
+  for (std::size_t byte = 0; byte < row; byte += 8) {
+    if (byte % 64 == 0) bits = random.next() & (std::uint64_t{0} - static_cast<std::uint64_t>(crossing));
+    const std::uint64_t a = load_genes(x + byte), b = load_genes(y + byte);
+    const std::uint64_t crossed = a ^ ((a ^ b) & gene_masks[bits & 255]);
     bits >>= 8;
-    std::memcpy(child + word * 8, &a, 8);
+    std::memcpy(child + byte, &crossed, sizeof crossed);
   }
 }
 
@@ -45,21 +54,14 @@ class Mutation {
   void set_probability(double probability);
 
   // Each mutated gene goes to a choice other than its present one with equal probabilities.
-  void mutate(Stream& random, std::uint8_t* genome);
+  void mutate(Stream& random, std::uint8_t* genome) const;
 
  private:
-  void change(std::uint8_t* genome, std::size_t v, std::uint64_t fraction) const {
-    const auto other = static_cast<std::uint8_t>((static_cast<uint128>(fraction) * other_choices_[v]) >> 64);
-    genome[v] = static_cast<std::uint8_t>(other + (other >= genome[v]));
-  }
-
   std::vector<std::uint64_t> other_choices_;  // number of choices of each variable, less one
   std::vector<double> ratios_;                // (n - i) / (i + 1) of n variables
   double probability_ = -1;
   bool inverted_ = false;                  // whether the genes that do not mutate are drawn
-  std::vector<std::uint64_t> thresholds_;  // the number drawn is the first i with a 64-bit draw below thresholds_[i]
-  std::vector<std::uint8_t> chosen_;       // flags, all 0 between calls
-  std::vector<std::uint32_t> positions_;
+  std::vector<std::uint64_t> thresholds_;  // the number drawn is that of thresholds not above a 64-bit draw
 };
 
 }  // namespace pynas
