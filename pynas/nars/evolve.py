@@ -43,26 +43,29 @@ class EvolutionSettings:
     k4: float | None = None
     mutation_floor: float | None = None  # lowest p_m
 
-    def resolved(self, variables: int) -> EvolutionSettings:
-        """Every field filled in for a space of that many variables. Raises PynasError for a value out of range."""
+    def __post_init__(self) -> None:
+        """Raises PynasError for a value out of range; None is allowed where the mode decides."""
         if self.mode not in MODES:
             raise PynasError(f"evolution mode {self.mode!r}; allowed: {', '.join(MODES)}")
+        at_least = dict.fromkeys(("children", "keep", "max_evaluations", "patience", "restarts"), 1)
+        at_least |= dict.fromkeys(("inherited", "random", "epsilon"), 0)
+        for name, low in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise PynasError(f"evolution {name}: {value}; allowed: at least {low}")
+        for name in ("k1", "k2", "k3", "k4", "mutation_floor"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise PynasError(f"evolution {name}: {value}; allowed: from 0 to 1")
+
+    def resolved(self, variables: int) -> EvolutionSettings:
+        """Every field filled in, for a space of that many variables."""
         floor = min(2 / max(variables, 1), 1.0)
         of_mode: dict[str, Any] = {
             "paper": {"patience": 1, "restarts": 1, "k2": 0.5, "k4": 0.5, "mutation_floor": 0.0},
             "default": {"patience": 5, "restarts": 8, "k2": 0.1, "k4": 0.1, "mutation_floor": floor},
         }[self.mode] | {"k1": 1.0, "k3": 1.0}
-        full = replace(self, **{key: value for key, value in of_mode.items() if getattr(self, key) is None})
-        for name, low in {"children": 1, "keep": 1, "max_evaluations": 1, "patience": 1, "restarts": 1}.items():
-            if getattr(full, name) < low:
-                raise PynasError(f"evolution {name}: {getattr(full, name)}; allowed: at least {low}")
-        for name in ("inherited", "random", "epsilon"):
-            if not getattr(full, name) >= 0:
-                raise PynasError(f"evolution {name}: {getattr(full, name)}; allowed: at least 0")
-        for name in ("k1", "k2", "k3", "k4", "mutation_floor"):
-            if not 0 <= getattr(full, name) <= 1:
-                raise PynasError(f"evolution {name}: {getattr(full, name)}; allowed: from 0 to 1")
-        return full
+        return replace(self, **{key: value for key, value in of_mode.items() if getattr(self, key) is None})
 
 
 @dataclass(frozen=True)
