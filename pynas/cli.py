@@ -160,7 +160,7 @@ def report(study: StudyPath, json_: Json = False) -> None:
 @app.command()
 def data(name: Annotated[str, typer.Argument(help="fashion-mnist or digits.")], json_: Json = False) -> None:
     """Find or fetch a data set, and verify it."""
-    from pynas.train.data import describe
+    from pynas.train.fetch import describe
 
     found = describe(name)
     if json_:

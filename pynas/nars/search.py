@@ -46,10 +46,22 @@ def search(config: StudyConfig, path: str | Path, *, listener: Listener | None =
     with StudyDirectory.create(path) as directory:
         settle(directory, config)
         space = open_space(directory, config)
+        _check_training(config, space)
         workers = config.executor.workers or available_cores()
         with LocalExecutor(directory.tasks, workers, config.executor.threads) as executor:
             run = _Search(config, directory, space, executor, listener or Silent())
             return run.run()
+
+
+def _check_training(config: StudyConfig, space: Space) -> None:
+    """What would fail every candidate fails the search at once: absent data, other classes, no such device."""
+    from pynas.train.candidate import check_fit, choose_device
+    from pynas.train.data import load
+
+    choose_device(config.training.device)
+    architecture, _ = space.decode(np.zeros(len(space.variables), np.uint8))
+    for data in (config.data, config.final.data or config.data):
+        check_fit(architecture, load(data))
 
 
 class _Search:

@@ -82,7 +82,7 @@ def declare_table2(ema: bool = False) -> tuple[Declaration, tuple[int, float]]:
     table.variable("optim", [0, 1], "recipe")
     if ema:
         table.variable("ema", [0, 1], "recipe")
-    for name, values in {"p": range(1, 32), "d": range(10, 32), "m": range(41), "wd": range(7, 22)}.items():
+    for name, values in {"p": range(1, 32), "d": range(10, 32), "m": range(42), "wd": range(7, 22)}.items():
         table.variable(name, values, "recipe")
     return table, resolution
 

@@ -122,8 +122,8 @@ def test_table2_distribution_and_corners(table2):
     """200 000 uniform samples under the published rule, whose widths are multiples of 8 after every expansion."""
     flops, macs, params, _ = table2.costs(random_genomes(table2, 200_000), 1).T
     assert np.percentile(flops / 1e6, [5, 50, 95]) == pytest.approx([560, 819, 1177], abs=4)
-    assert 300e6 < flops.min() < 350e6
-    assert 1750e6 < flops.max() < 1900e6
+    assert 270e6 < flops.min() < 350e6
+    assert 1750e6 < flops.max() < 2000e6
     assert np.mean((flops >= 400e6) & (flops <= 800e6)) == pytest.approx(0.459, abs=0.005)
     assert np.median(params) == pytest.approx(10.3e6, abs=0.05e6)
     first, last = np.zeros((1, 35), np.uint8), np.array([[len(v["values"]) - 1 for v in declare_table2()[0].variables]])

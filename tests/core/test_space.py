@@ -17,7 +17,7 @@ SUMS = slice(-len(_core.COSTS), None)
 
 
 def div8(x: float) -> int:
-    if x % 8 == 0:
+    if x > 0 and x % 8 == 0:
         return int(x)
     rounded = max(math.floor(x / 8 + 0.5), 1) * 8
     return rounded + 8 if rounded < 0.95 * x else rounded
@@ -182,12 +182,12 @@ def test_sampling_within_bounds_is_uniform_among_them():
     table.row("conv", c=range(8, 25, 8), k=[3, 5])
     table.row("fc", c=10)
     space = table.compile(16)
-    every = np.array(list(product(range(3), range(2))), np.uint8)
+    every = np.array(list(product(range(2), range(3))), np.uint8)
     flops = space.costs(every, 1)[:, 0]
     lower, upper = within({"flops": int(np.sort(flops)[1])}, {"flops": int(np.sort(flops)[4])})
     inside = (flops >= lower[0]) & (flops <= upper[0])
     assert inside.sum() == 4
-    counts = np.bincount(space.sample(40_000, 3, lower, upper, 1) @ np.array([2, 1]), minlength=6)
+    counts = np.bincount(space.sample(40_000, 3, lower, upper, 1) @ np.array([3, 1]), minlength=6)
     assert (counts[~inside] == 0).all()
     assert ((counts[inside] - 10_000) ** 2 / 10_000).sum() < 30
 
@@ -283,8 +283,6 @@ def test_wrong_variables(declared, told):
 def test_wrong_rows(block, fields, told):
     table = Declaration()
     table.row(block, **fields)
-    for row in table.rows:  # the recipe variable goes first here, so that no architecture variable precedes it
-        assert set(row) > {"k", "pad"}
     table.variables.append({"name": "lr", "kind": "range", "group": "recipe", "values": [1.0, 2.0]})
     with pytest.raises(ValueError, match=told):
         table.compile(8)
@@ -293,7 +291,7 @@ def test_wrong_rows(block, fields, told):
 def test_too_large_a_cost_term_is_refused():
     table = Declaration()
     many = range(1, 201)
-    table.row("mbconv", c=many, n=many, s=1, k=[3, 5], e=many)
+    table.row("mbconv", c=many, n=many, s=many, k=[3, 5])
     with pytest.raises(ValueError, match="too many joint choices .* n0"):
         table.compile(64)
 

@@ -164,17 +164,25 @@ def test_evolve_answers_for_a_new_budget_from_a_finished_study(undisturbed: tupl
 
 
 def test_most_candidates_failing_ends_the_search_with_the_reason(tmp_path: Path) -> None:
-    shutil.copy(EXAMPLES / "tiny.yaml", tmp_path)
-    study = tmp_path / "study.yaml"
-    # Three classes of network on data with ten: every training refuses.
-    (tmp_path / "tiny.yaml").write_text((EXAMPLES / "tiny.yaml").read_text().replace("| 10         |", "| 3          |"))
-    study.write_text((EXAMPLES / "study.yaml").read_text())
-    process = start(study, tmp_path / "directory")
+    table = (EXAMPLES / "tiny.yaml").read_text()
+    (tmp_path / "tiny.yaml").write_text(table.replace("(20, 30) * 1e-3", "(20, 30) * 1e30"))  # diverges at once
+    shutil.copy(EXAMPLES / "study.yaml", tmp_path)
+    process = start(tmp_path / "study.yaml", tmp_path / "directory")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "the search stopped: iteration 1 of 2: 3 of 4 candidates failed" in err
-    assert "got 3 classes, digits has 10" in err
+    assert "FloatingPointError" in err
     assert "Traceback" not in err
+
+
+def test_data_that_do_not_fit_the_networks_are_refused_before_training(tmp_path: Path) -> None:
+    table = (EXAMPLES / "tiny.yaml").read_text()
+    (tmp_path / "tiny.yaml").write_text(table.replace("| 10         |", "| 3          |"))
+    shutil.copy(EXAMPLES / "study.yaml", tmp_path)
+    process = start(tmp_path / "study.yaml", tmp_path / "directory")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err == "pynas: architecture: got 3 classes, digits has 10\n"
 
 
 def test_recipe_only_search_keeps_the_network_and_varies_the_recipe(tmp_path: Path) -> None:
