@@ -24,7 +24,7 @@ struct Block {
   Costs costs;
 };
 
-// Channels rounded to a multiple of 8: half up, at least 8, and never more than 5% below x.
+// Channels rounded to a multiple of 8: half up, at least 8 (also where x is 0), and never more than 5% below x.
 std::int64_t round_channels(double x);
 
 // The row's first block or one of its remaining blocks, given the feature map that enters it (in_size: height = width).

@@ -62,7 +62,7 @@ class Declaration:
 
 
 def declare_table2(ema: bool = False) -> tuple[Declaration, tuple[int, float]]:
-    """Reading A of Table 2: one kernel, expansion pair, width and depth a stage, tuples inclusive, superscripts shared."""
+    """Table 2 with one kernel, expansion pair, width and depth a stage, inclusive tuples and shared superscripts."""
     table = Declaration()
     resolution = table.variable("resolution", range(224, 273, 8))
     kernels = [3, 5]

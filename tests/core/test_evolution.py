@@ -84,9 +84,7 @@ def test_the_same_for_any_threads(table2, predictor, initial, mode):
         for key in ("genomes", "scores", "evaluations", "proposals"):
             assert np.array_equal(results[0][key], other[key])
         assert all(np.array_equal(results[0]["history"][key], other["history"][key]) for key in other["history"])
-    assert not np.array_equal(
-        results[0]["genomes"], evolve(table2, predictor, initial, BOUNDS, settings, 8)["genomes"]
-    )
+    assert not np.array_equal(results[0]["genomes"], evolve(table2, predictor, initial, BOUNDS, settings, 8)["genomes"])
 
 
 def test_restarts_are_merged(table2, predictor, initial):

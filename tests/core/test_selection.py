@@ -33,7 +33,11 @@ def dominated(points: np.ndarray, i: int) -> bool:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 4).flatmap(lambda d: arrays(np.float64, st.tuples(st.integers(0, 25), st.just(d)), elements=few_values)))
+@given(
+    st.integers(1, 4).flatmap(
+        lambda d: arrays(np.float64, st.tuples(st.integers(0, 25), st.just(d)), elements=few_values)
+    )
+)
 def test_pareto_front(points):
     expected = [i for i in range(len(points)) if not dominated(points, i)]
     kept = points.copy()

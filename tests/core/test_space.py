@@ -218,7 +218,11 @@ def test_hardly_reachable_bounds_are_met_by_repair(table2):
         ({}, {"flops": 1000}, ["flops of at most 1000", "214116360 to"]),
         ({"params": 10**9}, {}, ["params of at least 1000000000", "6647488 to"]),
         ({}, {"flops": 1000, "macs": 2000}, ["flops of at most 1000", "macs of at most 2000"]),
-        ({"flops": 5 * 10**8}, {"flops": 4 * 10**8}, ["at least 500000000 and at most 400000000", "exclude each other"]),
+        (
+            {"flops": 5 * 10**8},
+            {"flops": 4 * 10**8},
+            ["at least 500000000 and at most 400000000", "exclude each other"],
+        ),
         ({"flops": 22 * 10**8}, {"params": 7 * 10**6}, ["together", "flops from 2200000000", "to 7000000"]),
     ],
 )
@@ -292,7 +296,7 @@ def test_too_large_a_cost_term_is_refused():
     table = Declaration()
     many = range(1, 201)
     table.row("mbconv", c=many, n=many, s=many, k=[3, 5])
-    with pytest.raises(ValueError, match="too many joint choices .* n0"):
+    with pytest.raises(ValueError, match=r"too many joint choices .* n0"):
         table.compile(64)
 
 
@@ -316,7 +320,7 @@ def test_wrong_genomes(table2, name):
     genomes[-1, 2] = 0
     with pytest.raises(ValueError, match=r"has dtype int64; expected .* dtype uint8"):
         call(table2, genomes.astype(np.int64))
-    with pytest.raises(ValueError, match="has shape .*34"):
+    with pytest.raises(ValueError, match=r"has shape .*34"):
         call(table2, genomes[:, 1:].copy())
     with pytest.raises(ValueError, match="not C-contiguous"):
         call(table2, np.repeat(genomes, 2, axis=1)[:, ::2])
