@@ -92,17 +92,21 @@ def evolve(
 
 
 @app.command()
-def space(name: Annotated[str, typer.Argument(help="A shipped table's name or the path of one.")], json_: Json = False) -> None:
+def space(
+    name: Annotated[str, typer.Argument(help="A shipped table's name or the path of one.")], json_: Json = False
+) -> None:
     """Describe a search space: its size, its variables, the range of its costs."""
-    from pynas.space.space import load_space
     from pynas.space.budget import format_amount
+    from pynas.space.space import load_space
 
     loaded = load_space(name)
     costs = loaded.cost_range()
     features = loaded.architecture_features + loaded.recipe_features
     if json_:
         sizes = {key: str(value) for key, value in loaded.size.items()}
-        _print_json(sizes | {"name": loaded.name, "variables": len(loaded.variables), "features": features, "costs": costs})
+        _print_json(
+            sizes | {"name": loaded.name, "variables": len(loaded.variables), "features": features, "costs": costs}
+        )
         return
     for key, value in loaded.size.items():
         print(f"{key:<14} {value:,}".replace(",", " "))
@@ -116,8 +120,12 @@ def space(name: Annotated[str, typer.Argument(help="A shipped table's name or th
 @app.command()
 def count(
     name: Annotated[str, typer.Argument(help="A network's name (fbnetv3_a), or the path of a table without choices.")],
-    resolution: Annotated[int | None, typer.Option(min=1, help="Input size in pixels instead of the network's.")] = None,
-    genome: Annotated[str | None, typer.Option(help="Choice indices, comma-separated, for a table with choices.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Input size in pixels instead of the network's.")
+    ] = None,
+    genome: Annotated[
+        str | None, typer.Option(help="Choice indices, comma-separated, for a table with choices.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Count a network's FLOPs and parameters, block by block."""
@@ -129,8 +137,8 @@ def count(
         blocks = [vars(block) for block in architecture.blocks()]
         _print_json(cost | {"name": name, "resolution": architecture.resolution, "blocks": blocks})
         return
-    columns = ("row", "kind", "kernel", "stride", "in_channels", "mid_channels", "channels", "se_channels")
-    columns += ("out_size", "flops", "params")
+    columns = ["row", "kind", "kernel", "stride", "in_channels", "mid_channels", "channels", "se_channels"]
+    columns += ["out_size", "flops", "params"]
     lines = [columns, *([str(getattr(block, column)) for column in columns] for block in architecture.blocks())]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     for line in lines:

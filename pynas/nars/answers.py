@@ -73,7 +73,9 @@ def network(name: str | Path, genome: str | None = None, resolution: int | None 
         try:
             genes = np.array([int(gene) for gene in genome.split(",")])
         except ValueError:
-            raise PynasError(f"genome {genome!r}: write whole numbers with commas between, for instance 0,1,3") from None
+            raise PynasError(
+                f"genome {genome!r}: write whole numbers with commas between, for instance 0,1,3"
+            ) from None
     architecture, _ = space.decode(genes)
     if resolution is None:
         return architecture

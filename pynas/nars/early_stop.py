@@ -1,4 +1,4 @@
-"""The early-stop epoch (section 3.3, Fig. 5): where ranking by an early accuracy agrees with ranking by the final one."""
+"""The early-stop epoch (section 3.3, Fig. 5): where early accuracies rank candidates as the final ones do."""
 
 from __future__ import annotations
 

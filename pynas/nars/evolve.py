@@ -114,7 +114,9 @@ def evolve(
 
     scorer = predictor.for_space(space)
     try:
-        found = _core.evolve(space.core, scorer, np.ascontiguousarray(inherited), lower, upper, options, seed, thread_count(threads))
+        found = _core.evolve(
+            space.core, scorer, np.ascontiguousarray(inherited), lower, upper, options, seed, thread_count(threads)
+        )
     except ValueError as error:
         raise PynasError(f"{space.name}: {error}") from None
     genomes = found["genomes"]

@@ -139,9 +139,7 @@ class _Search:
             # All candidates are compared at the early-stop epoch, those that trained on included.
             accuracies = np.array([trial.curve[stop.epoch - 1] for trial in labelled])
             self.listener.begin("fitting the predictor", 2)
-            predictor = fit_accuracy(
-                pretrained, space, genomes, accuracies, config.predictor, seed=config.seed
-            )
+            predictor = fit_accuracy(pretrained, space, genomes, accuracies, config.predictor, seed=config.seed)
             self.listener.advance("fitting the predictor", 1)
             check = cross_validate(pretrained, space, genomes, accuracies, config.predictor, seed=config.seed)
             self.listener.end("fitting the predictor")
@@ -302,5 +300,3 @@ def _describe(stop: EarlyStop, epochs: int) -> str:
         return f"no earlier epoch reaches rank correlation {stop.threshold}: every candidate trains all {epochs} epochs"
     reached = stop.correlation[stop.epoch - 1]
     return f"early stop at epoch {stop.epoch} of {epochs}: rank correlation {reached:.3f} >= {stop.threshold}"
-
-

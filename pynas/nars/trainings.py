@@ -101,9 +101,7 @@ def train(
     return finished
 
 
-def _payload(
-    space: Space, trial: Trial, data: DataConfig, training: TrainingConfig, test: bool
-) -> dict[str, Any]:
+def _payload(space: Space, trial: Trial, data: DataConfig, training: TrainingConfig, test: bool) -> dict[str, Any]:
     architecture, recipe = space.decode(np.array(trial.genome, np.uint8))
     assert recipe is not None  # the search has refused a table without a recipe
     return {

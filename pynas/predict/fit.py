@@ -241,5 +241,3 @@ def cross_validate(
         mlp.tolist(),
         ridge.tolist(),
     )
-
-

@@ -73,10 +73,10 @@ class Predictor:
         """Write an ``.npz`` file under a temporary name and move it into place."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        arrays = {"format": np.array(_FORMAT), "fingerprint": np.array(self.fingerprint)}
-        arrays |= {"accuracy_scale": self.accuracy_scale, "proxy_scale": self.proxy_scale}
+        arrays: dict[str, Any] = {"format": np.array(_FORMAT), "fingerprint": np.array(self.fingerprint)}
+        arrays |= {"accuracy_scale": self.accuracy_scale, "proxy_scale": self.proxy_scale, **self.weights}
         with temporary.open("wb") as file:
-            np.savez(file, **arrays, **self.weights)
+            np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -92,7 +92,9 @@ class Predictor:
             fingerprint = str(arrays["fingerprint"])
             accuracy_scale, proxy_scale = arrays["accuracy_scale"], arrays["proxy_scale"]
         except FileNotFoundError:
-            raise PynasError(f"{path}: no such file; a finished search leaves its predictor at STUDY/predictor.npz") from None
+            raise PynasError(
+                f"{path}: no such file; a finished search leaves its predictor at STUDY/predictor.npz"
+            ) from None
         except Exception as error:  # a zip, pickle, key or shape error: whatever it is, the file is not a predictor
             raise PynasError(f"{path}: not a pynas predictor ({type(error).__name__}: {error})") from None
         if version != _FORMAT:

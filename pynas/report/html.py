@@ -51,9 +51,7 @@ def _subtitle(results: Mapping[str, Any]) -> str:
     return f"Space {results['space']}: pool of {pool['size']} genomes ({share})."
 
 
-def _figures(
-    trials: Sequence[Trial], results: Mapping[str, Any]
-) -> Iterator[tuple[str, str, go.Figure]]:
+def _figures(trials: Sequence[Trial], results: Mapping[str, Any]) -> Iterator[tuple[str, str, go.Figure]]:
     stop = results.get("early_stop")
     done = figures.complete(trials)
     if done:

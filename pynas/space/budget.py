@@ -102,14 +102,14 @@ class Budget:
 
 def _read_bounds(name: str, value: Any) -> Bounds:
     if isinstance(value, str):
-        low, colon, high = value.partition(":")
-        value = (low or None, high or None) if colon else (None, low)
+        text_low, colon, text_high = value.partition(":")
+        value = (text_low or None, text_high or None) if colon else (None, text_low)
     elif not isinstance(value, tuple | list):
         value = (None, value)
     if len(value) != 2:
         raise PynasError(f"budget {name}: {value!r}; allowed: (low, high), one upper bound, or text such as 400M:550M")
-    low, high = (_read_bound(name, bound) for bound in value)
-    return low, high
+    low, high = value
+    return _read_bound(name, low), _read_bound(name, high)
 
 
 def _read_bound(name: str, bound: Any) -> float | None:

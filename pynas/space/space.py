@@ -107,7 +107,7 @@ class Space:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the variables and rows: predictors and studies check that they meet the space they were made for."""
+        """Digest of variables and rows, by which a predictor knows the space it was made for."""
         rows = [repr(row) for row in self.table.rows]
         description = [repr(self.variables), rows, repr(self.table.resolution), self.table.input_channels]
         description += [repr(self.table.recipe), repr(self.table.lr_multiplier)]
@@ -161,8 +161,7 @@ class Space:
 
     def values(self, genome: Genomes) -> dict[str, Any]:
         """The chosen value of every variable, by name, as it stands in the table."""
-        genome = self._one(genome)
-        return {v.name: v.values[gene] for v, gene in zip(self.variables, genome, strict=True)}
+        return {v.name: v.values[gene] for v, gene in zip(self.variables, self._one(genome), strict=True)}
 
     def decode(self, genome: Genomes) -> tuple[Architecture, Recipe | None]:
         """The network and the recipe that a genome stands for; the recipe is None where the table has none."""
@@ -254,7 +253,7 @@ def _same(one: Any, other: Any) -> bool:
 def table_of(architecture: Architecture, recipe: Recipe | None = None, name: str = "network") -> Table:
     """The table without choices that describes one network."""
     rows = tuple(TableRow(r.block, r.k, r.e, r.c, r.n, r.s, r.se, r.act, r.pad) for r in architecture.rows)
-    fields = recipe and tuple((key, getattr(recipe, key)) for key in RECIPE_KEYS)
+    fields = None if recipe is None else tuple((key, getattr(recipe, key)) for key in RECIPE_KEYS)
     return Table(name, name, architecture.input_channels, architecture.resolution, rows, fields)
 
 

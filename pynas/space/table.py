@@ -244,7 +244,9 @@ class _Parser:
             if fields is None:
                 return default
             if fields[0] is not fields[1] and column not in _SPLIT:
-                raise self.fail(f"{where}, {column}", f"{cells[column]!r}; first / rest is for {', '.join(_SPLIT)} only")
+                raise self.fail(
+                    f"{where}, {column}", f"{cells[column]!r}; first / rest is for {', '.join(_SPLIT)} only"
+                )
             return fields[0]
 
         kernel, pad, act = read("k"), one("pad", None), one("act", "")
@@ -255,9 +257,7 @@ class _Parser:
             raise self.fail(f"{where}, pad", f"{pad}; a row with a choice of kernels cannot fix the padding")
         if block != "mbconv" and n != 1:
             raise self.fail(f"{where}, n", f"{cells['n']!r}; {block} stands once, so n must be 1")
-        return TableRow(
-            block, kernel, read("e"), one("c", None), n, one("s", 1), one("se", False), act, pad
-        )
+        return TableRow(block, kernel, read("e"), one("c", None), n, one("s", 1), one("se", False), act, pad)
 
     def pair(self, where: str, cell: Any, name: str, check: Any) -> tuple[Field, Field]:
         try:
@@ -297,7 +297,9 @@ class _Parser:
         tied, other, place = self.ties[choices.tie]
         if (other.kind, other.values) != (choices.kind, values):
             unequal = f"{_listing(values)} here, {_listing(other.values)} in {place}"
-            raise self.fail(where, f"{cell!r}: tied by ^{choices.tie} to unequal choices: {unequal}; they must be equal")
+            raise self.fail(
+                where, f"{cell!r}: tied by ^{choices.tie} to unequal choices: {unequal}; they must be equal"
+            )
         return tied
 
     # recipe -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def train_candidate(payload: Mapping[str, Any], report: Callable[[dict[str, Any]
     """Trains the architecture and recipe of `payload`; `report({"epoch": 1.., "accuracy": float})` after every epoch.
 
     payload: {"architecture": Architecture.to_dict(), "recipe": Recipe.to_dict(), "data": DataConfig as a dict,
-    "training": TrainingConfig as a dict, "epochs": int, "seed": int, "test": bool, "threads": int}. `epochs` may be
+    "training": TrainingConfig as a dict, "epochs": int, "seed": int, "test": bool}. `epochs` may be
     less than `training.epochs`: the schedule stays that of the full training, and the curve is a prefix of its curve.
 
     Returns {"accuracy": float, "curve": [float], "epochs": int, "seconds": float, "test_accuracy": float or None};
@@ -39,32 +39,27 @@ def train_candidate(payload: Mapping[str, Any], report: Callable[[dict[str, Any]
     if not 1 <= epochs <= training.epochs:
         raise PynasError(f"epochs: got {epochs}, allowed are 1 to training.epochs, {training.epochs}")
     device = choose_device(training.device)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(payload.get("threads", threads_before))
-    try:
-        dataset = load(config)
-        check_fit(architecture, dataset)
-        initial, batches, dropping = np.random.SeedSequence(payload["seed"]).spawn(3)
-        prepare = Preparation(dataset, architecture.resolution, device)
-        trainer = Trainer(
-            build_network(architecture, recipe, seed=int(initial.generate_state(1)[0])),
-            recipe,
-            training,
-            prepare(dataset.train_images, dataset.train_labels),
-            seed=batches,
-            shift=round(dataset.shift * architecture.resolution / dataset.size),
-            flip=dataset.flip,
-        )
-        curve = train(
-            trainer,
-            prepare(dataset.validation_images, dataset.validation_labels),
-            epochs,
-            seed=int(dropping.generate_state(1)[0]),
-            report=lambda epoch, accuracy: report({"epoch": epoch, "accuracy": accuracy}),
-        )
-        test_accuracy = trainer.accuracy(prepare(*load_test(config))) if payload["test"] else None
-    finally:
-        torch.set_num_threads(threads_before)
+    dataset = load(config)
+    check_fit(architecture, dataset)
+    initial, batches, dropping = np.random.SeedSequence(payload["seed"]).spawn(3)
+    prepare = Preparation(dataset, architecture.resolution, device)
+    trainer = Trainer(
+        build_network(architecture, recipe, seed=int(initial.generate_state(1)[0])),
+        recipe,
+        training,
+        prepare(dataset.train_images, dataset.train_labels),
+        seed=batches,
+        shift=round(dataset.shift * architecture.resolution / dataset.size),
+        flip=dataset.flip,
+    )
+    curve = train(
+        trainer,
+        prepare(dataset.validation_images, dataset.validation_labels),
+        epochs,
+        seed=int(dropping.generate_state(1)[0]),
+        report=lambda epoch, accuracy: report({"epoch": epoch, "accuracy": accuracy}),
+    )
+    test_accuracy = trainer.accuracy(prepare(*load_test(config))) if payload["test"] else None
     return {
         "accuracy": curve[-1],
         "curve": curve,

@@ -82,10 +82,17 @@ def describe(name: str) -> dict[str, str]:
     """Find or fetch a data set, verify it, and tell what and where it is. PynasError for an unknown name."""
     if name == "fashion-mnist":
         images = "60 000 to train and validate, 10 000 to test; 28 x 28, 10 classes"
-        return {"name": name, "folder": str(fetch(name)), "images": images, "verified": f"sha256 of {len(SHA256)} files"}
+        return {
+            "name": name,
+            "folder": str(fetch(name)),
+            "images": images,
+            "verified": f"sha256 of {len(SHA256)} files",
+        }
     if name == "digits":
-        from sklearn import datasets
-
+        try:
+            from sklearn import datasets
+        except ModuleNotFoundError:
+            raise PynasError("data digits: is part of scikit-learn; pip install 'pynas-nars[data]'") from None
         folder = str(Path(datasets.__file__).parent / "data")
         images = "1 617 to train and validate, 180 to test; 8 x 8, 10 classes"
         return {"name": name, "folder": folder, "images": images, "verified": "part of scikit-learn"}

@@ -135,7 +135,9 @@ def test_other_settings_on_a_study_are_refused(undisturbed: tuple[Path, dict[str
     directory, _ = undisturbed
     shutil.copy(EXAMPLES / "tiny.yaml", tmp_path)
     other = tmp_path / "other.yaml"
-    other.write_text((EXAMPLES / "study.yaml").read_text().replace("seed: 0", "").replace("candidates: 4", "candidates: 5"))
+    other.write_text(
+        (EXAMPLES / "study.yaml").read_text().replace("seed: 0", "").replace("candidates: 4", "candidates: 5")
+    )
     process = start(other, directory)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2

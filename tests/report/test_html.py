@@ -29,7 +29,15 @@ def study() -> tuple[list[Trial], dict[str, Any]]:
         done = {"state": "complete", "accuracy": curve[-1], "curve": curve}
         failed = {"state": "failed", "reason": "ValueError: <script>document.title = 'taken over'</script>"}
         trials.append(
-            Trial(1 + i // 6, i % 6, genome.tolist(), 3, 0, {k: int(v[i]) for k, v in costs.items()}, **(done if i else failed))
+            Trial(
+                1 + i // 6,
+                i % 6,
+                genome.tolist(),
+                3,
+                0,
+                {k: int(v[i]) for k, v in costs.items()},
+                **(done if i else failed),
+            )
         )
     architecture, recipe = SPACE.decode(genomes[0])
     labels = [trial.curve[-1] for trial in trials[1:]]

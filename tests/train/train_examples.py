@@ -34,7 +34,6 @@ def digits_payload(recipe: Recipe = PLAIN, **changes: Any) -> dict[str, Any]:
         "epochs": 2,
         "seed": 1,
         "test": False,
-        "threads": 1,
     }
     for key, value in changes.items():
         if key in payload:
