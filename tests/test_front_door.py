@@ -109,7 +109,9 @@ def test_space_and_count_speak_json() -> None:
     from pynas import cli  # noqa: F401
 
     def run(*arguments: str) -> dict[str, object]:
-        done = subprocess.run([sys.executable, "-m", "pynas.cli", *arguments], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-m", "pynas.cli", *arguments], capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -127,7 +129,10 @@ WRONG = {
     "no command": ([], "Usage"),
     "unknown table": (["space", "fbnetv9"], "pynas: no table 'fbnetv9': neither a file nor one of"),
     "a space is no network": (["count", "fbnetv3"], "pynas: fbnetv3: is a space with 36 variables, not one network"),
-    "a short genome": (["count", "fbnetv3", "--genome", "1,2"], "pynas: fbnetv3: a genome of shape (2,); allowed: (36,)"),
+    "a short genome": (
+        ["count", "fbnetv3", "--genome", "1,2"],
+        "pynas: fbnetv3: a genome of shape (2,); allowed: (36,)",
+    ),
     "no genome": (["count", "fbnetv3", "--genome", "x"], "pynas: genome 'x': write whole numbers with commas between"),
     "no study": (["evolve", "absent"], "is not the directory of a study"),
     "no report": (["report", "absent"], "is not the directory of a study"),
@@ -142,7 +147,9 @@ WRONG = {
 def test_what_the_user_can_mend_is_one_message_and_exit_code_2(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run([sys.executable, "-m", "pynas.cli", *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "pynas.cli", *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
     assert done.returncode == 2
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
@@ -168,7 +175,9 @@ WRONG_CONFIG = {
 def test_a_wrong_study_is_refused_before_anything_is_done(text: str, message: str, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(CONFIG + text)
-    done = subprocess.run([sys.executable, "-m", "pynas.cli", "search", str(study)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "pynas.cli", "search", str(study)], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

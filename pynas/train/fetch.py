@@ -92,7 +92,7 @@ def describe(name: str) -> dict[str, str]:
         try:
             from sklearn import datasets
         except ModuleNotFoundError:
-            raise PynasError("data digits: is part of scikit-learn; pip install 'pynas-nars[data]'") from None
+            raise PynasError("data digits: is part of scikit-learn; pip install 'pynas-nars[train]'") from None
         folder = str(Path(datasets.__file__).parent / "data")
         images = "1 617 to train and validate, 180 to test; 8 x 8, 10 classes"
         return {"name": name, "folder": folder, "images": images, "verified": "part of scikit-learn"}

@@ -140,16 +140,6 @@ def test_an_evaluation_that_is_not_finite_names_epoch_step_and_lr(monkeypatch: p
         trained(payload)
 
 
-def test_the_number_of_threads_is_the_payloads_and_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    real = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", lambda *args: (seen.append(torch.get_num_threads()), real(*args))[1])
-    before = torch.get_num_threads()
-    trained(digits_payload(data={"name": "digits", "train": 32, "validation": 10}, epochs=1, threads=2))
-    assert seen == [2]
-    assert torch.get_num_threads() == before
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
