@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+PYTEST_ARGS ?= -n 2 --dist loadscope
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.hpp') CMakeLists.txt setup.py pyproject.toml
@@ -13,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/pynas search examples/demo.yaml --dir studies/demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
