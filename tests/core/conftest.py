@@ -19,7 +19,9 @@ if "PYNAS_CORE" in os.environ:
     (library,) = Path(os.environ["PYNAS_CORE"]).glob("_core*.so")
     spec = importlib.util.spec_from_file_location("pynas._core", library)
     assert spec is not None
+    assert spec.loader is not None
     sys.modules["pynas._core"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["pynas._core"])
 
 from pynas import _core
 
