@@ -30,7 +30,7 @@ SPEND_ALL = {"restarts": 1, "patience": 10**9, "max_evaluations": EVALUATIONS}
 PEERS: dict[str, tuple[str | None, Callable[..., peers.Answer], dict[str, Any]]] = {
     "evotorch": ("evotorch", peers.evotorch_search, {"popsize": 200, "children": 2000}),
     "evotorch functional": ("evotorch", peers.evotorch_functional_search, {"popsize": 200, "children": 2000}),
-    "pymoo": ("pymoo", peers.pymoo_search, {"popsize": 100, "children": 1000}),
+    "pymoo": ("pymoo", peers.pymoo_search, {"popsize": 200, "children": 2000}),
     "numpy": (None, peers.numpy_search, {"popsize": 100, "children": 2000}),
 }
 
@@ -45,7 +45,7 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     ],
     "evotorch functional": [{"popsize": p, "children": c} for p in (100, 200, 500) for c in (1000, 2000, 4000)],
     "pymoo": [
-        *({"popsize": p, "children": c} for p, c in ((100, 100), (200, 200), (200, 1000), (100, 2000), (100, 5000))),
+        *({"popsize": p, "children": c} for p, c in ((100, 100), (200, 200), (100, 1000), (500, 2000), (100, 5000))),
         *({"genes": genes} for genes in (1.0, 3.0)),
         {"duplicates": True},
         {"crossover": "two-point"},

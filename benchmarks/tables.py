@@ -31,7 +31,8 @@ def main() -> None:
         begin, end = f"<!-- {path.stem} -->", f"<!-- end of {path.stem} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         assert pattern.search(text), f"README.md has no {begin}"
-        text = pattern.sub(lambda _, body=section(path.stem), b=begin, e=end: f"{b}\n{body}\n{e}", text)
+        before, after = pattern.split(text)
+        text = f"{before}{begin}\n{section(path.stem)}\n{end}{after}"
     README.write_text(text)
 
 
