@@ -1,7 +1,6 @@
 #include "adaptive_genetic.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -10,6 +9,7 @@
 #include "genome_set.hpp"
 #include "instruction_set.hpp"
 #include "random.hpp"
+#include "reversal.hpp"
 #include "sample.hpp"
 #include "select.hpp"
 #include "text.hpp"
@@ -43,11 +43,7 @@ class Restart {
         row_(problem.predictor.row()),
         mutation_(problem.space),
         scratch_(problem.predictor),
-        block_(problem.feasibility),
-        relevant_(row_, 0),
-        differing_(row_) {
-    for (std::size_t v = 0; v < problem.space.size(); ++v) relevant_[v] = problem.feasibility.matters(v) ? 255 : 0;
-  }
+        reversal_(problem.feasibility, problem.space.size()) {}
 
   EvolutionResult run(const std::uint8_t* initial, std::size_t count) {
     start(initial, count);
@@ -74,14 +70,14 @@ class Restart {
   std::uint8_t* genome(std::size_t i) { return rows_.data() + i * row_; }
   std::size_t evaluations() const { return static_cast<std::size_t>(result_.evaluations); }
 
-  // Rows beyond the ones in use are scored along with the last block, so there is always a block of them.
-  void reserve(std::size_t rows) { rows_.resize((rows + block_lanes) * row_); }
+  // Room for so many rows, and a block more: what is in the rows beyond is scored along with the last ones.
+  std::size_t room(std::size_t rows) const { return (rows + block_lanes) * row_; }
 
   void start(const std::uint8_t* initial, std::size_t count) {
     const std::size_t width = problem_.space.size();
-    const std::uint64_t own_seed = Stream(problem_.seed, Purpose::children, {number_}).next();
+    const std::uint64_t own_seed = Stream(problem_.seed, Purpose::restart, {number_}).next();
     const auto random = sample(problem_.space, problem_.tables, problem_.bounds, settings_.random, own_seed, 1);
-    reserve(count + settings_.random);
+    rows_.resize(room(count + settings_.random));
     known_.reset(count + settings_.random, row_);
     const auto add = [&](const std::uint8_t* candidate) {
       std::memcpy(genome(members_), candidate, width);
@@ -96,21 +92,18 @@ class Restart {
       refuse("there is nothing to start from: ", count, " initial individuals, none of them within the bounds, and ",
              settings_.random, " random ones");
 
-    std::vector<Ranked> ranked;
     float scores[block_lanes];
     for (std::size_t i = 0; i < members_; ++i) {
       if (i % block_lanes == 0) problem_.predictor.score_block(problem_.kernel, genome(i), scratch_, scores);
-      ranked.push_back({scores[i % block_lanes], static_cast<std::uint32_t>(i)});
+      ranked_.push_back({scores[i % block_lanes], static_cast<std::uint32_t>(i)});
     }
-    ranked_ = std::move(ranked);
-    members_ = 0;
     select(ranked_.size());
   }
 
   // Makes the `keep` best of ranked_ the members, best first.
   void select(std::size_t keep) {
     keep_best(ranked_, keep);
-    next_rows_.resize((ranked_.size() * (1 + settings_.children) + block_lanes) * row_);
+    next_rows_.resize(room(ranked_.size() * (1 + settings_.children)));
     scores_.clear();
     for (std::size_t i = 0; i < ranked_.size(); ++i) {
       std::memcpy(next_rows_.data() + i * row_, genome(ranked_[i].index), row_);
@@ -133,70 +126,52 @@ class Restart {
     end_ = scored_ = members_;
     least_ = members_ < settings_.keep ? -std::numeric_limits<float>::infinity() : scores_[settings_.keep - 1];
 
-    // Slot s is a child of member s / children; a chunk of slots has a random stream of its own and shares a block.
-    const std::size_t slots = members_ * settings_.children;
-    for (std::size_t chunk = 0; chunk * block_lanes < slots; ++chunk) {
-      Stream random(problem_.seed, Purpose::children, {number_, generation + 1, chunk});
-      const std::size_t begin = chunk * block_lanes, count = std::min<std::size_t>(block_lanes, slots - begin);
-      const std::size_t first = end_;
-      for (std::size_t i = 0; i < count; ++i)
-        propose(random, (begin + i) / settings_.children, probabilities, genome(first + i));
-      problem_.feasibility.count(genome(first), row_, block_);
-      for (std::size_t i = 0; i < count; ++i) {
-        if (evaluations() + (end_ - scored_) >= settings_.max_evaluations) break;
-        if (!admit(random, (begin + i) / settings_.children, probabilities, genome(first + i), i)) continue;
-        if (first + i != end_) copy_row(genome(end_), genome(first + i), row_);
-        end_ += settings_.literal || known_.insert(rows_.data(), static_cast<std::uint32_t>(end_)) ? 1 : 0;
-      }
+    for (std::size_t x = 0; x < members_ && wanted() > 0; ++x) {
+      Stream random(problem_.seed, Purpose::children, {number_, generation + 1, x});
+      breed_from(random, x, probabilities);
       while (end_ - scored_ >= block_lanes) score_pending();
-      if (evaluations() + (end_ - scored_) >= settings_.max_evaluations) break;
     }
     if (end_ > scored_) score_pending();
   }
 
+  // How many more children may be scored.
+  std::size_t wanted() const { return settings_.max_evaluations - evaluations() - (end_ - scored_); }
+
+  // Appends the children of member x to the rows. Each step is taken for all of them before the next: a step that reads
+  // a child just written would wait for the bytes to arrive.
+  void breed_from(Stream& random, std::size_t x, const Probabilities& probabilities) {
+    mutation_.set_probability(probabilities.mutation[x]);
+    std::uint8_t* const children = genome(end_);
+    std::uint8_t* const end = children + settings_.children * row_;
+    for (std::uint8_t* child = children; child != end; child += row_) propose(random, x, probabilities, child);
+    if (!settings_.literal) {
+      reversal_.set_parent(genome(x));
+      for (std::uint8_t* child = children; child != end; child += row_) reversal_.run(random, child);
+    }
+    for (std::uint8_t* child = children; child != end && wanted() > 0; child += row_) {
+      if (settings_.literal && !redrawn(random, x, probabilities, child)) continue;
+      if (child != genome(end_)) copy_row(genome(end_), child, row_);
+      end_ += settings_.literal || known_.insert(rows_.data(), static_cast<std::uint32_t>(end_)) ? 1 : 0;
+    }
+  }
+
   void propose(Stream& random, std::size_t x, const Probabilities& probabilities, std::uint8_t* child) {
     ++result_.proposals;
-    const std::size_t mate = random.below(static_cast<std::uint32_t>(members_));
+    const std::uint64_t bits = random.next();  // one half for the mate, the other for whether to cross
+    const std::size_t mate = (bits >> 32) * members_ >> 32;
     const double p_c = probabilities.crossover[std::min(x, mate)];  // of two members the first is the fitter
-    cross_uniformly(random, random.unit() < p_c, genome(x), genome(mate), child, row_);
-    mutation_.set_probability(probabilities.mutation[x]);
+    const bool crossing = static_cast<double>(bits & 0xffffffffu) < p_c * 0x1p32;
+    cross_uniformly(random, crossing, genome(x), genome(mate), child, row_);
     mutation_.mutate(random, child);
   }
 
-  // Whether the child, lane `lane` of the block, is within the bounds or can be brought there.
-  bool admit(Stream& random, std::size_t x, const Probabilities& probabilities, std::uint8_t* child, std::size_t lane) {
-    bool fits = problem_.feasibility.fits(block_, lane);
-    if (!fits && !settings_.literal) {
-      revert(random, genome(x), child, lane);
-      return true;
-    }
-    for (int redraw = 0; !fits && redraw < most_redraws; ++redraw) {
+  // Proposes the child anew until it is within the bounds; false if that takes too long.
+  bool redrawn(Stream& random, std::size_t x, const Probabilities& probabilities, std::uint8_t* child) {
+    for (int draw = 0; draw <= most_redraws; ++draw) {
+      if (problem_.feasibility.fits(child)) return true;
       propose(random, x, probabilities, child);
-      fits = problem_.feasibility.fits(child);
     }
-    return fits;
-  }
-
-  // Gives the child back genes of its parent, of those that differ and matter to the bounds, in random order, until it
-  // fits; at the latest when none is left, since the parent fits.
-  void revert(Stream& random, const std::uint8_t* parent, std::uint8_t* child, std::size_t lane) {
-    std::uint32_t* const differing = differing_.data();
-    std::size_t count = 0;
-    for (std::size_t byte = 0; byte < row_; byte += 8) {
-      std::uint64_t difference =
-          (load_genes(child + byte) ^ load_genes(parent + byte)) & load_genes(relevant_.data() + byte);
-      while (difference != 0) {
-        const int gene = std::countr_zero(difference) / 8;
-        differing[count++] = static_cast<std::uint32_t>(byte) + static_cast<std::uint32_t>(gene);
-        difference &= ~(std::uint64_t{0xff} << (8 * gene));
-      }
-    }
-    while (!problem_.feasibility.fits(block_, lane)) {
-      const std::uint32_t drawn = random.below(static_cast<std::uint32_t>(count));
-      const std::uint32_t v = std::exchange(differing[drawn], differing[--count]);
-      problem_.feasibility.change(block_, lane, v, child[v], parent[v]);
-      child[v] = parent[v];
-    }
+    return false;
   }
 
   void score_pending() {
@@ -222,7 +197,7 @@ class Restart {
   const std::size_t row_;
   Mutation mutation_;
   Predictor::Scratch scratch_;
-  Feasibility::Block block_;
+  Reversal reversal_;
   EvolutionResult result_;
 
   // Members (D*, best first) are rows [0, members_), this generation's children [members_, end_), of which those from
@@ -233,8 +208,6 @@ class Restart {
   std::vector<Ranked> ranked_;
   float least_ = 0;  // children must score more to be kept
   GenomeSet known_;
-  std::vector<std::uint8_t> relevant_;  // 255 where a gene matters to the bounds
-  std::vector<std::uint32_t> differing_;
 };
 
 // The `keep` best of all restarts; in default mode without what several restarts found.
@@ -267,7 +240,12 @@ EvolutionResult merged(const Problem& problem, std::vector<EvolutionResult>& res
   return result;
 }
 
-void check(const Space& space, const EvolutionSettings& settings) {
+void check(const Space& space, const EvolutionSettings& settings, std::size_t initial_count) {
+  constexpr std::size_t most_rows = std::size_t{1} << 26;  // of a generation
+  if (std::max(settings.keep, initial_count + settings.random) > most_rows / (settings.children + 1))
+    refuse("a generation of ", initial_count, " initial and ", settings.random, " random members, or of ",
+           settings.keep, " kept ones, with ", settings.children, " children each has more than ", most_rows,
+           " individuals");
   if (space.size() == 0) refuse("the space has no variables: there is nothing to search");
   check_rates(settings.rates);
   if (!(settings.epsilon >= 0)) refuse("epsilon is ", settings.epsilon, "; it must be at least 0");
@@ -278,7 +256,7 @@ void check(const Space& space, const EvolutionSettings& settings) {
 EvolutionResult evolve(const Space& space, const CostTables& tables, const Predictor& predictor,
                        const std::uint8_t* initial, std::size_t initial_count, const Bounds& bounds,
                        const EvolutionSettings& settings, std::uint64_t seed, int threads) {
-  check(space, settings);
+  check(space, settings, initial_count);
   const Problem problem{
       space, tables, predictor, bounds, settings, seed, Feasibility(space, tables, bounds), score_kernel("auto")};
   std::vector<EvolutionResult> results(settings.restarts);

@@ -9,7 +9,8 @@
 // Paper mode is that to the letter. Default mode mends what the letter gets wrong:
 //   - inherited individuals outside the bounds are left out (the letter bounds only the children);
 //   - the first best score is compared with minus infinity, not 0 (scores may be negative);
-//   - a child outside the bounds takes back random genes of x, which is within them, until it is (the letter redraws);
+//   - a child outside the bounds takes back random genes of x, which is within them, until it is too (reversal.hpp; the
+//     letter says only "subject to resource constraints", for which paper mode draws anew);
 //   - a child that D* or its generation already holds is dropped.
 #pragma once
 

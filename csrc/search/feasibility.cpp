@@ -19,15 +19,22 @@ using Wide8 = std::uint32_t __attribute__((vector_size(32)));
 template <class Factor>
 void add_up_small(const Factor* begin, const Factor* end, const std::uint8_t* columns, std::uint32_t offset,
                   std::uint32_t* indices) {
-  for (int lane = 0; lane < block_lanes; lane += 8) {
-    Index8 sum = {};
+  constexpr int together = 4;
+  for (int lane = 0; lane < block_lanes; lane += 8 * together) {
+    Index8 sums[together] = {};
     for (const Factor* factor = begin; factor != end; ++factor) {
-      Genes8 genes;
-      std::memcpy(&genes, columns + factor->variable * block_lanes + lane, sizeof genes);
-      sum += __builtin_convertvector(genes, Index8) * static_cast<std::uint16_t>(factor->stride);
+      const Index8 stride = Index8{} + static_cast<std::uint16_t>(factor->stride);
+      const std::uint8_t* column = columns + std::size_t{factor->variable} * block_lanes + lane;
+      for (int i = 0; i < together; ++i) {
+        Genes8 genes;
+        std::memcpy(&genes, column + 8 * i, sizeof genes);
+        sums[i] += __builtin_convertvector(genes, Index8) * stride;
+      }
     }
-    const Wide8 wide = __builtin_convertvector(sum, Wide8) + offset;
-    std::memcpy(indices + lane, &wide, sizeof wide);
+    for (int i = 0; i < together; ++i) {
+      const Wide8 wide = __builtin_convertvector(sums[i], Wide8) + offset;
+      std::memcpy(indices + lane + 8 * i, &wide, sizeof wide);
+    }
   }
 }
 
@@ -61,21 +68,29 @@ Feasibility::Feasibility(const Space& space, const CostTables& tables, const Bou
           limit.wide_entries.push_back(entry[cost]);
   }
 
-  std::vector<std::vector<Use>> uses(space.size());
   std::uint32_t offset = 0;
   for (const CostTerm& term : tables.terms()) {
     if (limits_.empty()) break;
     const auto begin = static_cast<std::uint32_t>(factors_.size());
-    for (std::size_t i = 0; i < term.variables.size(); ++i) {
-      factors_.push_back({term.variables[i], term.strides[i]});
-      uses[term.variables[i]].push_back({static_cast<std::uint32_t>(terms_.size()), term.strides[i]});
-    }
+    for (std::size_t i = 0; i < term.variables.size(); ++i) factors_.push_back({term.variables[i], term.strides[i]});
     terms_.push_back({begin, static_cast<std::uint32_t>(factors_.size()), offset, term.entries.size() <= 1 << 16});
     offset += static_cast<std::uint32_t>(term.entries.size());
   }
-  for (const auto& own : uses) {
+
+  for (std::uint32_t v = 0; v < space.size(); ++v) {
     uses_begin_.push_back(static_cast<std::uint32_t>(uses_.size()));
-    uses_.insert(uses_.end(), own.begin(), own.end());
+    std::size_t place = std::size(Uses{}.term);
+    for (std::uint32_t term = 0; term < terms_.size(); ++term)
+      for (std::uint32_t i = terms_[term].begin; i < terms_[term].end; ++i) {
+        if (factors_[i].variable != v) continue;
+        if (place == std::size(Uses{}.term)) {
+          const auto unused = static_cast<std::uint32_t>(terms_.size());
+          uses_.push_back({{unused, unused + 1, unused + 2}, {0, 0, 0}});
+          place = 0;
+        }
+        uses_.back().term[place] = term;
+        uses_.back().stride[place++] = factors_[i].stride;
+      }
   }
   uses_begin_.push_back(static_cast<std::uint32_t>(uses_.size()));
 }
@@ -107,21 +122,59 @@ void Feasibility::count(const std::uint8_t* genomes, std::size_t row, Block& blo
     });
 }
 
-void Feasibility::change(Block& block, std::size_t lane, std::size_t variable, int from, int to) const {
-  const std::uint32_t* indices = block.indices.data() + lane;
-  const Use *begin = uses_.data() + uses_begin_[variable], *end = uses_.data() + uses_begin_[variable + 1];
-  const auto difference = static_cast<std::uint32_t>(to - from);  // products and sums wrap as they should
-  for (std::size_t i = 0; i < limits_.size(); ++i)
+Feasibility::Position::Position(const Feasibility& feasibility)
+    : indices(feasibility.terms_.size() + std::size(Uses{}.term)), sums(feasibility.limits_.size()) {}
+
+Feasibility::Path::Path(const Feasibility& feasibility)
+    : genes(feasibility.row_),
+      indices(feasibility.terms_.size() + std::size(Uses{}.term)),
+      inside(feasibility.row_ + 1) {}
+
+void Feasibility::locate(const std::uint8_t* genome, Position& position) const {
+  for (std::size_t term = 0; term < terms_.size(); ++term) {
+    std::uint32_t index = terms_[term].offset;
+    for (std::uint32_t i = terms_[term].begin; i < terms_[term].end; ++i)
+      index += factors_[i].stride * genome[factors_[i].variable];
+    position.indices[term] = index;
+  }
+  for (std::size_t i = 0; i < limits_.size(); ++i) {
+    position.sums[i] = 0;
     limits_[i].with_entries([&](const auto* entries) {
-      std::int64_t change = 0;
-      for (const Use* use = begin; use != end; ++use) {
-        const std::uint32_t old = indices[use->term * block_lanes];
-        change += std::int64_t{entries[old + use->stride * difference]} - std::int64_t{entries[old]};
-      }
-      block.sums[i * block_lanes + lane] += change;
+      for (std::size_t term = 0; term < terms_.size(); ++term) position.sums[i] += entries[position.indices[term]];
     });
-  for (const Use* use = begin; use != end; ++use)
-    block.indices[use->term * block_lanes + lane] += use->stride * difference;
+  }
+}
+
+std::size_t Feasibility::longest_fit(const Position& start, const std::uint8_t* from, const std::uint8_t* to,
+                                     Path& path, std::size_t count) const {
+  if (limits_.empty()) return count;
+  const Uses* const uses = uses_.data();
+  const std::uint32_t* const begins = uses_begin_.data();
+  const std::uint16_t* const genes = path.genes.data();
+  std::uint8_t* const inside = path.inside.data();
+  std::uint32_t* const indices = path.indices.data();
+  for (std::size_t l = 0; l < limits_.size(); ++l) {
+    const std::int64_t lower = limits_[l].lower, upper = limits_[l].upper;
+    std::copy(start.indices.begin(), start.indices.end(), indices);
+    limits_[l].with_entries([&](const auto* entries) {
+      std::int64_t sum = start.sums[l];
+      for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t v = genes[i];
+        const auto difference = static_cast<std::uint32_t>(to[v] - from[v]);  // products and sums wrap as they should
+        for (std::uint32_t u = begins[v]; u < begins[v + 1]; ++u)
+          for (std::size_t place = 0; place < std::size(uses[u].term); ++place) {
+            std::uint32_t& index = indices[uses[u].term[place]];
+            const std::uint32_t old = index, now = old + uses[u].stride[place] * difference;
+            index = now;
+            sum += std::int64_t{entries[now]} - std::int64_t{entries[old]};
+          }
+        const auto fits = static_cast<std::uint8_t>((sum >= lower) & (sum <= upper));
+        inside[i] = l == 0 ? fits : fits & inside[i];
+      }
+    });
+  }
+  while (count > 0 && inside[count - 1] == 0) --count;
+  return count;
 }
 
 std::int64_t Feasibility::sum(const Limit& limit, const std::uint8_t* genome) const {

@@ -1,8 +1,8 @@
 // The cost tables cut down to the bounds that can bite, for the many checks of sampling and evolution.
 //
-// Blocks of genomes are checked together: with genomes as lanes, the table indices of a term are a few vector
-// operations, and the look-ups of different lanes overlap. Changing one gene of a lane then costs only the look-ups of
-// the terms that depend on it.
+// Unrelated genomes are checked a block at a time: with genomes as lanes, the table indices of a term are a few vector
+// operations, and the look-ups of different lanes overlap. A genome that differs from a known one in few genes costs
+// the look-ups of the terms that depend on these.
 #pragma once
 
 #include <cstddef>
@@ -39,8 +39,25 @@ class Feasibility {
     return inside;
   }
 
-  // Brings the lane's sums up to date after a gene went from one choice to another.
-  void change(Block& block, std::size_t lane, std::size_t variable, int from, int to) const;
+  // Where one genome looks in each term's table, and its sum for each limit.
+  struct Position {
+    explicit Position(const Feasibility& feasibility);
+    std::vector<std::uint32_t> indices;
+    std::vector<std::int64_t> sums;
+  };
+  void locate(const std::uint8_t* genome, Position& position) const;
+
+  // Genes to be changed one after another, and room to follow what that does.
+  struct Path {
+    explicit Path(const Feasibility& feasibility);
+    std::vector<std::uint16_t> genes;
+    std::vector<std::uint32_t> indices;
+    std::vector<std::uint8_t> inside;
+  };
+  // How many of the path's first `count` genes can at most be changed from `from` (located at `start`, and within the
+  // bounds) to `to` such that the result is within the bounds.
+  std::size_t longest_fit(const Position& start, const std::uint8_t* from, const std::uint8_t* to, Path& path,
+                          std::size_t count) const;
 
   bool fits(const std::uint8_t* genome) const;
 
@@ -62,8 +79,10 @@ class Feasibility {
     std::uint32_t offset;      // of its table in a limit's entries
     bool small;                // indices fit into 16 bits
   };
-  struct Use {
-    std::uint32_t term, stride;
+  // Terms that depend on a variable, three at a time so that most variables are one step with no branch to predict;
+  // unused places have stride 0 and a term of their own beyond the real ones.
+  struct Uses {
+    std::uint32_t term[3], stride[3];
   };
   struct Limit {
     std::int64_t lower, upper;
@@ -85,7 +104,7 @@ class Feasibility {
   std::vector<Factor> factors_;
   std::vector<Term> terms_;
   std::vector<Limit> limits_;
-  std::vector<Use> uses_;                  // the terms that depend on each variable
+  std::vector<Uses> uses_;
   std::vector<std::uint32_t> uses_begin_;  // where those of each variable begin
   bool never_fits_ = false;
 };

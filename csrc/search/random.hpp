@@ -22,7 +22,7 @@ constexpr std::uint64_t splitmix_mix(std::uint64_t z) {
 }
 
 // What a stream is for: streams of different purposes are unrelated under the same seed.
-enum class Purpose : std::uint64_t { rejection = 1, repair, range, children };
+enum class Purpose : std::uint64_t { rejection = 1, repair, range, restart, children };
 
 class Stream {
  public:
@@ -38,9 +38,6 @@ class Stream {
   std::uint32_t below(std::uint32_t count) {
     return static_cast<std::uint32_t>((static_cast<uint128>(next()) * count) >> 64);
   }
-
-  // Uniform in [0, 1) with 53 bits.
-  double unit() { return static_cast<double>(next() >> 11) * 0x1p-53; }
 
  private:
   std::uint64_t key_;

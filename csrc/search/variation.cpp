@@ -1,8 +1,11 @@
 #include "variation.hpp"
 
+#include <limits>
+
 namespace pynas {
 
 Mutation::Mutation(const Space& space) {
+  chosen_.resize((space.size() + 63) / 64);
   for (std::size_t v = 0; v < space.size(); ++v)
     other_choices_.push_back(static_cast<std::uint64_t>(space.choices(v)) - 1);
   for (std::size_t i = 0; i < space.size(); ++i)
@@ -20,34 +23,38 @@ void Mutation::set_probability(double probability) {
   double pmf = 1;
   for (std::size_t i = 0; i < genes; ++i) pmf *= 1 - p;
   double cumulative = pmf;
-  thresholds_.clear();
+  last_draws_.clear();
   for (std::size_t i = 0; i < genes && cumulative < 1 - 0x1p-53; ++i) {
-    thresholds_.push_back(static_cast<std::uint64_t>(cumulative * 0x1p64));
+    last_draws_.push_back(static_cast<std::uint64_t>(cumulative * 0x1p64) - 1);
     pmf *= ratios_[i] * (p / (1 - p));
     cumulative += pmf;
   }
+  while (last_draws_.size() <= few) last_draws_.push_back(std::numeric_limits<std::uint64_t>::max());
 }
 
-void Mutation::mutate(Stream& random, std::uint8_t* genome) const {
+void Mutation::mutate(Stream& random, std::uint8_t* genome) {
   const std::size_t genes = other_choices_.size();
   const std::uint64_t* other_choices = other_choices_.data();
-  const auto change = [&](std::size_t v, std::uint64_t fraction) {
-    const auto other = static_cast<std::uint8_t>((static_cast<uint128>(fraction) * other_choices[v]) >> 64);
+  const auto change = [&](std::size_t v, std::uint64_t bits) {
+    const auto other = static_cast<std::uint8_t>((bits & 0xffffffffu) * other_choices[v] >> 32);
     genome[v] = static_cast<std::uint8_t>(other + (other >= genome[v]));
   };
   const std::uint64_t draw = random.next();
   std::size_t count = 0;
-  for (const std::uint64_t threshold : thresholds_) count += draw >= threshold;  // no branch to predict
+  for (std::size_t i = 0; i < few; ++i) count += draw > last_draws_[i];  // the usual counts, with no branch to predict
+  if (count == few)
+    while (count < last_draws_.size() && draw > last_draws_[count]) ++count;
 
-  std::array<std::uint64_t, (most_variables + 63) / 64> chosen{};  // bits
+  std::uint64_t* chosen = chosen_.data();
+  for (std::size_t word = 0; word < chosen_.size(); ++word) chosen[word] = 0;
   while (count > 0) {
-    const uint128 scaled = static_cast<uint128>(random.next()) * genes;
-    const auto v = static_cast<std::size_t>(scaled >> 64);
+    const std::uint64_t bits = random.next();  // one half for which gene, the other for which choice
+    const auto v = static_cast<std::size_t>((bits >> 32) * genes >> 32);
     const std::uint64_t bit = std::uint64_t{1} << (v % 64);
     if ((chosen[v / 64] & bit) != 0) continue;
     chosen[v / 64] |= bit;
     --count;
-    if (!inverted_) change(v, static_cast<std::uint64_t>(scaled));
+    if (!inverted_) change(v, bits);
   }
   if (!inverted_) return;
   for (std::size_t v = 0; v < genes; ++v)

@@ -7,6 +7,10 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "random.hpp"
 #include "space.hpp"
 
@@ -21,14 +25,23 @@ inline constexpr auto gene_masks = [] {
   return masks;
 }();
 
-inline std::uint64_t load_genes(const std::uint8_t* p) {
-  std::uint64_t word;
-  std::memcpy(&word, p, sizeof word);
-  return word;
-}
+using Words2 = std::uint64_t __attribute__((vector_size(16)));
 
 inline void copy_row(std::uint8_t* to, const std::uint8_t* from, std::size_t row) {
   for (std::size_t byte = 0; byte < row; byte += 16) std::memcpy(to + byte, from + byte, 16);
+}
+
+// Bit i is set where a[i] != b[i] and mask[i] is 255 and not 0, for the 16 bytes of a piece of a row.
+inline std::uint64_t differing_bytes(const std::uint8_t* a, const std::uint8_t* b, const std::uint8_t* mask) {
+#if defined(__SSE2__)
+  const auto load = [](const std::uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); };
+  const __m128i differs = _mm_andnot_si128(_mm_cmpeq_epi8(load(a), load(b)), load(mask));
+  return static_cast<std::uint64_t>(_mm_movemask_epi8(differs));
+#else
+  std::uint64_t bits = 0;
+  for (std::size_t i = 0; i < 16; ++i) bits |= std::uint64_t{a[i] != b[i] && mask[i] != 0} << i;
+  return bits;
+#endif
 }
 
 // child = x, and if `crossing` with each gene exchanged for y's with probability 1/2. Whether to cross is a mask and
@@ -36,12 +49,15 @@ inline void copy_row(std::uint8_t* to, const std::uint8_t* from, std::size_t row
 inline void cross_uniformly(Stream& random, bool crossing, const std::uint8_t* x, const std::uint8_t* y,
                             std::uint8_t* child, std::size_t row) {
   std::uint64_t bits = 0;
-  for (std::size_t byte = 0; byte < row; byte += 8) {
+  for (std::size_t byte = 0; byte < row; byte += 16) {
     if (byte % 64 == 0) bits = random.next() & (std::uint64_t{0} - static_cast<std::uint64_t>(crossing));
-    const std::uint64_t a = load_genes(x + byte), b = load_genes(y + byte);
-    const std::uint64_t crossed = a ^ ((a ^ b) & gene_masks[bits & 255]);
-    bits >>= 8;
-    std::memcpy(child + byte, &crossed, sizeof crossed);
+    const Words2 mask = {gene_masks[bits & 255], gene_masks[bits >> 8 & 255]};
+    bits >>= 16;
+    Words2 a, b;
+    std::memcpy(&a, x + byte, sizeof a);
+    std::memcpy(&b, y + byte, sizeof b);
+    a ^= (a ^ b) & mask;
+    std::memcpy(child + byte, &a, sizeof a);
   }
 }
 
@@ -54,14 +70,17 @@ class Mutation {
   void set_probability(double probability);
 
   // Each mutated gene goes to a choice other than its present one with equal probabilities.
-  void mutate(Stream& random, std::uint8_t* genome) const;
+  void mutate(Stream& random, std::uint8_t* genome);
 
  private:
+  static constexpr std::size_t few = 8;
+
   std::vector<std::uint64_t> other_choices_;  // number of choices of each variable, less one
   std::vector<double> ratios_;                // (n - i) / (i + 1) of n variables
   double probability_ = -1;
   bool inverted_ = false;                  // whether the genes that do not mutate are drawn
-  std::vector<std::uint64_t> thresholds_;  // the number drawn is that of thresholds not above a 64-bit draw
+  std::vector<std::uint64_t> last_draws_;  // the largest 64-bit draw that means i genes, at least `few` of them
+  std::vector<std::uint64_t> chosen_;      // bits: the genes drawn so far
 };
 
 }  // namespace pynas

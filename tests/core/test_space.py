@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 from conftest import UNBOUNDED, Declaration, declare_table2, random_genomes, within
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pynas import _core
@@ -100,7 +100,11 @@ def declarations(draw):
 @given(declarations(), st.integers(0, 2**32))
 def test_tables_equal_blocks_and_the_rule_by_hand(declared, seed):
     table, resolution = declared
-    space = table.compile(resolution)
+    try:
+        space = table.compile(resolution)
+    except ValueError as error:
+        assume("smaller than the kernel" not in str(error))
+        raise
     genomes = random_genomes(space, 20, seed=seed)
     costs = space.costs(genomes, 1)
     for genome, cost in zip(genomes, costs):
