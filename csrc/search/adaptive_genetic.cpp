@@ -231,9 +231,9 @@ EvolutionResult merged(const Problem& problem, std::vector<EvolutionResult>& res
     const std::uint8_t* own = genome(candidate.index);
     if (result.scores.empty() || result.scores[same_score] != candidate.score) same_score = result.scores.size();
     bool known = false;
-    for (std::size_t i = same_score; i < result.scores.size() && !known; ++i)
+    for (std::size_t i = same_score; !problem.settings.literal && i < result.scores.size() && !known; ++i)
       known = std::equal(own, own + width, result.genomes.data() + i * width);
-    if (known && !problem.settings.literal) continue;
+    if (known) continue;
     result.genomes.insert(result.genomes.end(), own, own + width);
     result.scores.push_back(candidate.score);
   }

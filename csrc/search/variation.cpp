@@ -1,7 +1,5 @@
 #include "variation.hpp"
 
-#include <limits>
-
 namespace pynas {
 
 Mutation::Mutation(const Space& space) {
@@ -23,13 +21,13 @@ void Mutation::set_probability(double probability) {
   double pmf = 1;
   for (std::size_t i = 0; i < genes; ++i) pmf *= 1 - p;
   double cumulative = pmf;
-  last_draws_.clear();
+  thresholds_.clear();
   for (std::size_t i = 0; i < genes && cumulative < 1 - 0x1p-53; ++i) {
-    last_draws_.push_back(static_cast<std::uint64_t>(cumulative * 0x1p64) - 1);
+    thresholds_.push_back(static_cast<std::uint64_t>(cumulative * 0x1p63));
     pmf *= ratios_[i] * (p / (1 - p));
     cumulative += pmf;
   }
-  while (last_draws_.size() <= few) last_draws_.push_back(std::numeric_limits<std::uint64_t>::max());
+  while (thresholds_.size() <= few) thresholds_.push_back(std::uint64_t{1} << 63);
 }
 
 void Mutation::mutate(Stream& random, std::uint8_t* genome) {
@@ -39,11 +37,11 @@ void Mutation::mutate(Stream& random, std::uint8_t* genome) {
     const auto other = static_cast<std::uint8_t>((bits & 0xffffffffu) * other_choices[v] >> 32);
     genome[v] = static_cast<std::uint8_t>(other + (other >= genome[v]));
   };
-  const std::uint64_t draw = random.next();
+  const std::uint64_t draw = random.next() >> 1;
   std::size_t count = 0;
-  for (std::size_t i = 0; i < few; ++i) count += draw > last_draws_[i];  // the usual counts, with no branch to predict
+  for (std::size_t i = 0; i < few; ++i) count += draw >= thresholds_[i];  // the usual counts, with no branch to predict
   if (count == few)
-    while (count < last_draws_.size() && draw > last_draws_[count]) ++count;
+    while (count < thresholds_.size() && draw >= thresholds_[count]) ++count;
 
   std::uint64_t* chosen = chosen_.data();
   for (std::size_t word = 0; word < chosen_.size(); ++word) chosen[word] = 0;

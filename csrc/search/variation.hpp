@@ -79,7 +79,7 @@ class Mutation {
   std::vector<double> ratios_;                // (n - i) / (i + 1) of n variables
   double probability_ = -1;
   bool inverted_ = false;                  // whether the genes that do not mutate are drawn
-  std::vector<std::uint64_t> last_draws_;  // the largest 64-bit draw that means i genes, at least `few` of them
+  std::vector<std::uint64_t> thresholds_;  // a 63-bit draw means as many genes as it reaches thresholds; at least `few`
   std::vector<std::uint64_t> chosen_;      // bits: the genes drawn so far
 };
 
