@@ -70,7 +70,8 @@ std::shared_ptr<CompiledSpace> compile(const std::vector<py::dict>& variables, c
   const py::gil_scoped_release release;
   Space space(std::move(parsed_variables), std::move(parsed_rows), to_field(resolution), input_channels);
   CostTables tables(space);
-  return std::make_shared<CompiledSpace>(CompiledSpace{std::move(space), std::move(tables)});
+  CostBatch batch(space, tables);
+  return std::make_shared<CompiledSpace>(CompiledSpace{std::move(space), std::move(tables), std::move(batch)});
 }
 
 Borrowed<std::uint8_t> borrow_genomes(const CompiledSpace& self, const py::handle& genomes) {
@@ -109,10 +110,7 @@ py::array_t<std::int64_t> costs(const CompiledSpace& self, const py::object& gen
   const py::gil_scoped_release release;
   self.space.check_genomes(borrowed.data, count, "genomes");
   for_each_range(count, 4096, workers, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) {
-      const Costs counted = self.tables.count(borrowed.data + i * width);
-      std::copy(counted.begin(), counted.end(), out + i * cost_count);
-    }
+    self.batch.count(borrowed.data + begin * width, end - begin, out + begin * cost_count);
   });
   return result;
 }

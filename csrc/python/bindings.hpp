@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "../search/cost_batch.hpp"
 #include "../search/cost_tables.hpp"
 #include "../search/predictor.hpp"
 #include "../search/space.hpp"
@@ -15,6 +16,7 @@ namespace pynas::python {
 struct CompiledSpace {
   Space space;
   CostTables tables;
+  CostBatch batch;
 };
 
 // What Python holds as `Predictor`: weights folded onto the space they are for. Immutable.

@@ -2,53 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "transpose.hpp"
 
 namespace pynas {
-namespace {
-
-// Eight lanes of genes and of 16-bit indices (a vector type of gcc and clang on every processor).
-using Genes8 = std::uint8_t __attribute__((vector_size(8)));
-using Index8 = std::uint16_t __attribute__((vector_size(16)));
-using Wide8 = std::uint32_t __attribute__((vector_size(32)));
-
-// indices[lane] = offset + the sum of stride * gene over the term's factors, where all such sums fit into 16 bits.
-template <class Factor>
-void add_up_small(const Factor* begin, const Factor* end, const std::uint8_t* columns, std::uint32_t offset,
-                  std::uint32_t* indices) {
-  constexpr int together = 4;
-  for (int lane = 0; lane < block_lanes; lane += 8 * together) {
-    Index8 sums[together] = {};
-    for (const Factor* factor = begin; factor != end; ++factor) {
-      const Index8 stride = Index8{} + static_cast<std::uint16_t>(factor->stride);
-      const std::uint8_t* column = columns + std::size_t{factor->variable} * block_lanes + lane;
-      for (int i = 0; i < together; ++i) {
-        Genes8 genes;
-        std::memcpy(&genes, column + 8 * i, sizeof genes);
-        sums[i] += __builtin_convertvector(genes, Index8) * stride;
-      }
-    }
-    for (int i = 0; i < together; ++i) {
-      const Wide8 wide = __builtin_convertvector(sums[i], Wide8) + offset;
-      std::memcpy(indices + lane + 8 * i, &wide, sizeof wide);
-    }
-  }
-}
-
-template <class Factor>
-void add_up_large(const Factor* begin, const Factor* end, const std::uint8_t* columns, std::uint32_t offset,
-                  std::uint32_t* indices) {
-  std::fill_n(indices, block_lanes, offset);
-  for (const Factor* factor = begin; factor != end; ++factor)
-    for (int lane = 0; lane < block_lanes; ++lane)
-      indices[lane] += factor->stride * columns[factor->variable * block_lanes + static_cast<std::uint32_t>(lane)];
-}
-
-}  // namespace
-
 Feasibility::Feasibility(const Space& space, const CostTables& tables, const Bounds& bounds)
     : row_(padded_row(space.size())) {
   std::size_t entries = 0;
@@ -106,10 +64,7 @@ void Feasibility::count(const std::uint8_t* genomes, std::size_t row, Block& blo
   std::uint32_t* indices = block.indices.data();
   for (const Term& term : terms_) {
     const Factor *begin = factors_.data() + term.begin, *end = factors_.data() + term.end;
-    if (term.small)
-      add_up_small(begin, end, block.columns.data(), term.offset, indices);
-    else
-      add_up_large(begin, end, block.columns.data(), term.offset, indices);
+    add_up_indices(begin, end, term.small, block.columns.data(), term.offset, indices);
     indices += block_lanes;
   }
   std::fill(block.sums.begin(), block.sums.end(), 0);

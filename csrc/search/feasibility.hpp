@@ -12,6 +12,7 @@
 #include "cost_tables.hpp"
 #include "score_kernel.hpp"
 #include "space.hpp"
+#include "term_indices.hpp"
 
 namespace pynas {
 
@@ -71,9 +72,6 @@ class Feasibility {
   std::size_t row() const { return row_; }
 
  private:
-  struct Factor {
-    std::uint32_t variable, stride;
-  };
   struct Term {
     std::uint32_t begin, end;  // of its factors
     std::uint32_t offset;      // of its table in a limit's entries
