@@ -52,9 +52,9 @@ class Predictor:
 
         w = self.weights
         mean, scale = map(float, self.accuracy_scale)
-        layers = [w[f"{layer}.{part}"] for layer in ("embedding", "hidden") for part in ("weight", "bias")]
-        layers += [w["output.weight"].reshape(-1), w["output.bias"]]
-        return _core.Predictor(space.core, *layers, mean, scale)
+        embedding, hidden = (w["embedding.weight"], w["embedding.bias"]), (w["hidden.weight"], w["hidden.bias"])
+        output = (w["output.weight"].reshape(-1), w["output.bias"])
+        return _core.Predictor(space.core, *embedding, *hidden, *output, mean, scale)
 
     def score(self, space: Space, genomes: NDArray[np.uint8], *, threads: int = 0) -> NDArray[np.float32]:
         """Predicted accuracy of genomes ``(n, variables)``: float32 ``(n,)``, computed in the compiled core."""
