@@ -86,7 +86,21 @@ def test_uniform_crossover(variables):
         exchanged = own != parent
         close(exchanged.mean(0), 0.5 * 0.6 * 0.5, 20_000)
         close((~exchanged).all(1).mean(), 1 - 0.3 * (1 - 0.5**variables), 20_000)
+        close((exchanged[:, 1:] & exchanged[:, :-1]).mean(0), 0.3 * 0.25, 20_000)
         close((exchanged[:, 0] & exchanged[:, -1]).mean(), 0.3 * 0.25, 20_000)
+
+
+def test_crossover_goes_by_the_fitter_of_two():
+    """k1 = k3 = 1: the best has p_c = 0 and the other p_c = 1, but its only other mate is the best."""
+    space, _ = wide_space([9] * 20)
+    ones = np.ones((1, 20), np.float32)
+    zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+    predictor = _core.Predictor(space, ones, zero, one[None], zero, one, 0.0, 0.0, 1.0)  # the sum of the features
+    parents = np.array([[8] * 20, [1] * 20], np.uint8)
+    settings = {**ONE_GENERATION, "restarts": 1, "children": 500, "keep": 2000, "max_evaluations": 1000, "k1": 1.0}
+    genomes = _core.evolve(space, predictor, parents, *UNBOUNDED, {**settings, "k3": 1.0}, 0, 1)["genomes"]
+    assert len(genomes) == 1002
+    assert len(np.unique(genomes, axis=0)) == 2
 
 
 def test_genes_are_taken_back_in_random_order():

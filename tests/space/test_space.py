@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import pynas
 from pynas.errors import PynasError
 from pynas.space.space import Space, table_of
-from pynas.space.table import parse_table
+from pynas.space.table import TABLES, parse_table
 
 SPACES = {name: pynas.load_space(name) for name in ("fbnetv3", "fbnetv3_28")}
 
@@ -72,6 +72,16 @@ def test_costs_in_batch_are_the_sums_over_blocks(case: tuple[Space, tuple[int, .
     architecture, _ = space.decode(genome[0])
     batch = {name: int(values[0]) for name, values in space.costs(genome).items()}
     assert batch == architecture.cost()
+
+
+def test_costs_beyond_32_bits_are_exact() -> None:
+    text = (TABLES / "fbnetv3.yaml").read_text().replace("(224, 272, 8)", "[2240, 4480]")
+    space = Space(parse_table(text, "large.yaml"))
+    genomes = space.sample(70, seed=0)
+    costs = space.costs(genomes)
+    assert costs["flops"].max() > 2**36
+    for i, genome in enumerate(genomes):
+        assert {name: int(values[i]) for name, values in costs.items()} == space.decode(genome)[0].cost()
 
 
 @given(genomes)
