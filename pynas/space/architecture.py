@@ -120,4 +120,4 @@ class Recipe:
         def text(value: Any) -> str:
             return f"{value:.6g}" if isinstance(value, float) else str(value)
 
-        return "  ".join(f"{field.name} {text(getattr(self, field.name))}" for field in fields(self))
+        return ", ".join(f"{field.name} {text(getattr(self, field.name))}" for field in fields(self))
