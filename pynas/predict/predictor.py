@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ class Predictor:
     weights: Mapping[str, NDArray[np.float32]]
     accuracy_scale: NDArray[np.float64]
     proxy_scale: NDArray[np.float64]
+    _compiled: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def for_space(self, space: Space) -> Any:
         """The compiled scorer for `space`; raises PynasError if the predictor was made for another one."""
@@ -48,13 +49,17 @@ class Predictor:
                 f"this predictor was made for a space with fingerprint {self.fingerprint}; "
                 f"{space.name} has {space.fingerprint} (another table, or other pinned variables)"
             )
+        # Folding the weights onto a space takes as long as scoring thousands of genomes: it is kept for the last space.
+        if self._compiled and self._compiled[0] is space.core:
+            return self._compiled[1]
         from pynas import _core
 
         w = self.weights
         mean, scale = map(float, self.accuracy_scale)
         embedding, hidden = (w["embedding.weight"], w["embedding.bias"]), (w["hidden.weight"], w["hidden.bias"])
         output = (w["output.weight"].reshape(-1), w["output.bias"])
-        return _core.Predictor(space.core, *embedding, *hidden, *output, mean, scale)
+        self._compiled[:] = [space.core, _core.Predictor(space.core, *embedding, *hidden, *output, mean, scale)]
+        return self._compiled[1]
 
     def score(self, space: Space, genomes: NDArray[np.uint8], *, threads: int = 0) -> NDArray[np.float32]:
         """Predicted accuracy of genomes ``(n, variables)``: float32 ``(n,)``, computed in the compiled core."""
