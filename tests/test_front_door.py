@@ -165,6 +165,17 @@ WRONG_CONFIG = {
     "predictor value": ("predictor: {hidden: 0}\n", "predictor hidden: 0; allowed: at least 1"),
     "evolution mode": ("evolution: {mode: fast}\n", "evolution mode 'fast'; allowed: default, paper"),
     "pool budget": ("pool: {budget: {flop: 3}}\n", "pool.budget: {'flop': 3}: budget: unknown cost 'flop'"),
+    "impossible budget": ("pool: {budget: {flops: 1:2}}\n", "budget pool.budget: fbnetv3_28: "),
+    "batch": (
+        "training: {batch_size: 99}\ndata: {name: digits, train: 50}\n",
+        "training.batch_size: 99; allowed: up to the 50 images",
+    ),
+    "key twice": ("seed: 1\nseed: 2\n", "key 'seed' is given twice"),
+    "key that is no word": ("1: 2\n", "key 1 is no word"),
+    "evolution value": (
+        "evolution: {keep: 9223372036854775808}\n",
+        "evolution keep: 9223372036854775808; allowed: whole",
+    ),
     "data": ("data: {name: mnist}\n", "data.name: 'mnist': Input should be 'fashion-mnist' or 'digits'"),
     "pin": ("pin: {emma: true}\n", "pin: unknown variable 'emma' (did you mean ema?)"),
     "no YAML": ("x: [\n", "not valid YAML"),

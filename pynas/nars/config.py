@@ -12,6 +12,7 @@ from pynas.errors import PynasError
 from pynas.nars.evolve import EvolutionSettings
 from pynas.predict.settings import PredictorSettings
 from pynas.space.budget import Budget
+from pynas.space.table import UniqueKeyLoader
 from pynas.train.config import DataConfig, TrainingConfig
 
 
@@ -108,7 +109,7 @@ def read_config(path: str | Path) -> StudyConfig:
     """Read and check a `study.yaml`. Raises PynasError naming file, key, value and what is allowed."""
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise PynasError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -149,8 +150,13 @@ def dump_config(config: StudyConfig) -> str:
 
 
 def check_unchanged(config: StudyConfig, recorded: StudyConfig, where: Path) -> None:
-    """A study goes on only with the settings it began with; the executor alone may change. Raises PynasError."""
-    new, old = (c.model_dump(mode="json", exclude={"executor"}) for c in (config, recorded))
+    """A study goes on only with the settings it began with; the executor alone may change. Raises PynasError.
+
+    Tables may have moved with the study: their text is compared, not where they lie.
+    """
+    new, old = (c.model_dump(mode="json", exclude={"executor", "space", "architecture"}) for c in (config, recorded))
+    for values, source in ((new, config), (old, recorded)):
+        values["architecture"] = "searched" if source.architecture is None else "fixed"
     changed = [f"{key} ({old[key]!r} -> {new[key]!r})" for key in new if new[key] != old[key]]
     if changed:
         raise PynasError(

@@ -12,12 +12,13 @@ from pynas.cores import thread_count
 from pynas.errors import PynasError
 from pynas.predict.predictor import Predictor
 from pynas.space.budget import Budget
-from pynas.space.space import Space
+from pynas.space.space import Space, check_seed, contiguous
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MODES = ("default", "paper")
+MOST = 10**9  # of anything counted
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,16 @@ class EvolutionSettings:
         at_least |= dict.fromkeys(("inherited", "random", "epsilon"), 0)
         for name, low in at_least.items():
             value = getattr(self, name)
-            if value is not None and not value >= low:
-                raise PynasError(f"evolution {name}: {value}; allowed: at least {low}")
+            if value is None and name in ("patience", "restarts"):
+                continue
+            whole = name == "epsilon" or isinstance(value, int)
+            if not isinstance(value, int | float) or not whole or not low <= value <= MOST:
+                kind = "numbers" if name == "epsilon" else "whole numbers"
+                raise PynasError(f"evolution {name}: {value!r}; allowed: {kind} from {low} to {MOST}")
         for name in ("k1", "k2", "k3", "k4", "mutation_floor"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise PynasError(f"evolution {name}: {value}; allowed: from 0 to 1")
+            if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+                raise PynasError(f"evolution {name}: {value!r}; allowed: from 0 to 1")
 
     def resolved(self, variables: int) -> EvolutionSettings:
         """Every field filled in, for a space of that many variables."""
@@ -105,7 +110,11 @@ def evolve(
     known = [field.name for field in fields(EvolutionSettings)]
     if unknown := [name for name in overrides if name not in known]:
         raise PynasError(f"evolve: unknown setting {unknown[0]!r}; allowed: {', '.join(known)}")
+    if settings is not None and not isinstance(settings, EvolutionSettings):
+        raise PynasError(f"evolve: settings {settings!r}; allowed: EvolutionSettings, or its fields as keywords")
     full = replace(settings or EvolutionSettings(), **overrides).resolved(len(space.variables))
+    if not isinstance(predictor, Predictor):
+        raise PynasError(f"evolve: {predictor!r} is not a Predictor; read one with pynas.Predictor.load(path)")
     inherited = np.zeros((0, len(space.variables)), np.uint8) if initial is None else initial[: full.inherited]
     lower, upper = Budget.of(budget).arrays()
     options = asdict(full)
@@ -115,9 +124,9 @@ def evolve(
     scorer = predictor.for_space(space)
     try:
         found = _core.evolve(
-            space.core, scorer, np.ascontiguousarray(inherited), lower, upper, options, seed, thread_count(threads)
+            space.core, scorer, contiguous(inherited), lower, upper, options, check_seed(seed), thread_count(threads)
         )
-    except ValueError as error:
-        raise PynasError(f"{space.name}: {error}") from None
+    except (ValueError, TypeError) as error:
+        raise PynasError(f"{space.name}: {str(error).splitlines()[0]}") from None
     genomes = found["genomes"]
     return EvolutionResult(genomes, found["scores"], space.costs(genomes), found["history"], found["evaluations"])

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from pynas.errors import PynasError
 from pynas.nars.config import StudyConfig, check_unchanged, dump_config, read_config
 from pynas.runtime.task import write_whole
-from pynas.space.space import Space
-from pynas.space.table import find_table, parse_table
+from pynas.space.space import Space, load_space
+from pynas.space.table import find_table
 from pynas.study.directory import StudyDirectory
 from pynas.study.versions import record_versions
 
 
-def settle(directory: StudyDirectory, config: StudyConfig) -> None:
-    """Write configuration, tables and versions into a new study; check them against those of one that goes on.
+def settle(directory: StudyDirectory, config: StudyConfig, *, begun: bool) -> None:
+    """Write configuration, tables and versions into a new study; check them against those of one that has `begun`.
 
-    Raises PynasError where the study began with other settings or another table.
+    A study without a trial has not begun: what is wrong with it can still be put right. Raises PynasError where a
+    study began with other settings or another table.
     """
-    if directory.config.exists():
-        check_unchanged(config, read_config(directory.config), directory.path)
+    if begun:
+        check_unchanged(config, open_config(directory), directory.path)
     for kept, name in _tables(directory, config):
         source = find_table(name)
         text = source.read_text(encoding="utf-8")
-        if not kept.exists():
-            parse_table(text, str(source))
+        if not begun:
             write_whole(kept, text)
         elif kept.read_text(encoding="utf-8") != text:
             raise PynasError(
@@ -45,16 +43,21 @@ def _tables(directory: StudyDirectory, config: StudyConfig) -> list[tuple[Path, 
 
 
 def open_config(directory: StudyDirectory) -> StudyConfig:
-    return StudyConfig(**yaml.safe_load(directory.config.read_text(encoding="utf-8")))
+    return read_config(directory.config)
 
 
 def open_space(directory: StudyDirectory, config: StudyConfig) -> Space:
-    """The space as the study keeps it, pinned as configured. Raises PynasError for a table without a recipe."""
-    kept = [parse_table(path.read_text(encoding="utf-8"), str(path)) for path, _ in _tables(directory, config)]
-    table = kept[0].with_architecture(kept[1]) if len(kept) == 2 else kept[0]
-    if table.recipe is None:
+    """The space as the study keeps it, pinned as configured. Raises PynasError where it cannot be read."""
+    return load_space(
+        directory.space, pin=config.pin, architecture=directory.architecture if config.architecture else None
+    )
+
+
+def new_space(config: StudyConfig) -> Space:
+    """The space that a configuration asks for. Raises PynasError for one that cannot be searched."""
+    space = load_space(config.space, pin=config.pin, architecture=config.architecture)
+    if space.table.recipe is None:
         raise PynasError(f"{config.space}: has no recipe, so there is nothing to train with; add the key recipe")
-    space = Space(table.pin(config.pin))
     if not space.variables:
         raise PynasError(f"{config.space}: nothing is left to search: every variable is pinned or has one choice")
     return space

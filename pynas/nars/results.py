@@ -23,11 +23,15 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 
 def read_results(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise PynasError(f"{path}: not valid JSON ({error}); run pynas search on the study to write it anew") from None
+    sections = ("pool", "early_stop", "winners", "evolution", "pretrain")
+    if not isinstance(results, dict) or not all(isinstance(results.get(s) or {}, dict) for s in sections):
+        raise PynasError(f"{path}: not the results of a search; run pynas search on the study to write it anew")
+    return results
 
 
 def plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from pynas.nars.early_stop import EarlyStop, early_stop_epoch
 from pynas.nars.evolve import evolve
 from pynas.nars.iterate import select_candidates
 from pynas.nars.listener import Listener, Silent
-from pynas.nars.opening import open_space, settle
+from pynas.nars.opening import new_space, open_space, settle
 from pynas.nars.pool import Pool, make_pool
 from pynas.nars.results import plain, write_results
 from pynas.nars.winners import answer, inherited, write_winner
@@ -43,25 +43,33 @@ def search(config: StudyConfig, path: str | Path, *, listener: Listener | None =
     Raises PynasError for what the user can mend and SearchStopped where most candidates fail. KeyboardInterrupt passes
     through with everything finished so far on disk.
     """
+    _check(config, new_space(config))
     with StudyDirectory.create(path) as directory:
-        settle(directory, config)
+        begun = directory.journal.exists() and bool(Study.open(directory).trials())
+        settle(directory, config, begun=begun)
         space = open_space(directory, config)
-        _check_training(config, space)
         workers = config.executor.workers or available_cores()
         with LocalExecutor(directory.tasks, workers, config.executor.threads) as executor:
             run = _Search(config, directory, space, executor, listener or Silent())
             return run.run()
 
 
-def _check_training(config: StudyConfig, space: Space) -> None:
-    """What would fail every candidate fails the search at once: absent data, other classes, no such device."""
+def _check(config: StudyConfig, space: Space) -> None:
+    """What would fail the search after hours fails it at once: budgets that nothing meets, data that do not fit."""
     from pynas.train.candidate import check_fit, choose_device
     from pynas.train.data import load
 
     choose_device(config.training.device)
     architecture, _ = space.decode(np.zeros(len(space.variables), np.uint8))
     for data in (config.data, config.final.data or config.data):
-        check_fit(architecture, load(data))
+        check_fit(architecture, found := load(data))
+        if (images := len(found.train_images)) < config.training.batch_size:
+            raise PynasError(f"training.batch_size: {config.training.batch_size}; allowed: up to the {images} images")
+    for name, bounds in {"pool.budget": config.pool.budget, **config.budgets}.items():
+        try:
+            space.sample(1, budget=bounds)
+        except PynasError as error:
+            raise PynasError(f"budget {name}: {error}") from None
 
 
 class _Search:

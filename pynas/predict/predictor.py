@@ -16,11 +16,10 @@ import numpy as np
 
 from pynas.cores import thread_count
 from pynas.errors import PynasError
+from pynas.space.space import Space, contiguous
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from pynas.space.space import Space
 
 LAYERS = ("embedding", "proxy", "hidden", "output")
 PROXIES = ("flops", "params")  # what the proxy head predicts, in order
@@ -63,7 +62,11 @@ class Predictor:
 
     def score(self, space: Space, genomes: NDArray[np.uint8], *, threads: int = 0) -> NDArray[np.float32]:
         """Predicted accuracy of genomes ``(n, variables)``: float32 ``(n,)``, computed in the compiled core."""
-        return self.for_space(space).score(genomes, thread_count(threads), "auto")
+        scorer = self.for_space(space)
+        try:
+            return scorer.score(contiguous(genomes), thread_count(threads), "auto")
+        except ValueError as error:
+            raise PynasError(f"{space.name}: {error}") from None
 
     def statistics(self, space: Space, genomes: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
         """What the proxy head predicts: ``flops`` and ``params``, float64 ``(n,)`` each."""
@@ -104,4 +107,24 @@ class Predictor:
             raise PynasError(f"{path}: not a pynas predictor ({type(error).__name__}: {error})") from None
         if version != _FORMAT:
             raise PynasError(f"{path}: predictor format {version}; this pynas reads format {_FORMAT}")
+        if complaint := _complaint(weights, accuracy_scale, proxy_scale):
+            raise PynasError(f"{path}: not a pynas predictor: {complaint}")
         return cls(fingerprint, weights, accuracy_scale, proxy_scale)
+
+
+def _complaint(weights: Mapping[str, Any], accuracy_scale: Any, proxy_scale: Any) -> str | None:
+    """What is wrong with the arrays of a file, or None."""
+    width, hidden = len(weights["embedding.bias"]), len(weights["hidden.bias"])
+    shapes = {"embedding.weight": (width, None), "proxy.weight": (len(PROXIES), width), "proxy.bias": (len(PROXIES),)}
+    shapes |= {"hidden.weight": (hidden, None), "output.weight": (1, hidden), "output.bias": (1,)}
+    for name, shape in shapes.items():
+        found = weights[name].shape
+        if len(found) != len(shape) or any(e not in (None, f) for e, f in zip(shape, found, strict=True)):
+            return f"{name} has shape {found}"
+    if any(w.dtype != np.float32 for w in weights.values()):
+        return "weights are not float32"
+    if accuracy_scale.shape != (2,) or proxy_scale.shape != (2, len(PROXIES)):
+        return f"scales have shapes {accuracy_scale.shape} and {proxy_scale.shape}"
+    if not all(np.isfinite(array).all() for array in (*weights.values(), accuracy_scale, proxy_scale)):
+        return "holds values that are not finite"
+    return None

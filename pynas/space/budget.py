@@ -72,9 +72,13 @@ class Budget:
         return cls(**costs)
 
     @classmethod
-    def of(cls, value: Budget | Mapping[str, Any] | None) -> Budget:
+    def of(cls, value: Budget | Mapping[str, Any] | str | None) -> Budget:
         if value is None:
             return cls()
+        if isinstance(value, str):
+            return cls.parse(value)
+        if not isinstance(value, Budget | Mapping):
+            raise PynasError(f"budget {value!r}; allowed: a Budget, a mapping such as {{'flops': (4e8, 5e8)}}, or text")
         return value if isinstance(value, Budget) else cls(**value)
 
     def __getitem__(self, cost: str) -> Bounds:
@@ -115,11 +119,11 @@ def _read_bounds(name: str, value: Any) -> Bounds:
 def _read_bound(name: str, bound: Any) -> float | None:
     if bound is None:
         return None
-    if isinstance(bound, str):
-        return parse_amount(bound)
     try:
-        number = float(bound)
-    except (TypeError, ValueError):
+        if isinstance(bound, bool):
+            raise TypeError
+        number = parse_amount(bound) if isinstance(bound, str) else float(bound)
+    except (TypeError, OverflowError):
         raise PynasError(f"budget {name}: {bound!r} is not a number") from None
     if not abs(number) < 9.2e18:  # also catches NaN
         raise PynasError(f"budget {name}: {bound!r} is not a finite cost")

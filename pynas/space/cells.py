@@ -55,6 +55,8 @@ def _number(text: str) -> Decimal:
         raise CellError(f"{text.strip()!r} is not a number") from None
     if not number.is_finite():
         raise CellError(f"{text.strip()!r} is not a finite number")
+    if number and not -20 <= number.adjusted() <= 18:
+        raise CellError(f"{text.strip()!r} is out of range; allowed: sizes from 1e-20 to below 1e19, and 0")
     return number
 
 
@@ -77,6 +79,8 @@ def _parse_range(numbers: str, scale: str | None) -> tuple[Any, ...]:
     if count >= MAX_CHOICES:
         raise CellError(f"{int(count) + 1} choices; at most {MAX_CHOICES} are allowed (a gene is one byte)")
     factor = _number(scale) if scale else Decimal(1)
+    if factor <= 0:
+        raise CellError(f"scale {scale} must be above 0")
     # Decimal keeps 26 * 1e-3 at the float that 0.026 reads as.
     return tuple(_plain((low + i * step) * factor) for i in range(int(count) + 1))
 
@@ -97,6 +101,8 @@ def parse_choices(text: str) -> Choices:
 
 
 def list_choices(values: tuple[Any, ...], tie: str | None = None) -> Choices:
+    for value in values:
+        _check_scalar(value)
     if not values:
         raise CellError("an empty list leaves nothing to choose; name at least one value")
     if len(set(values)) != len(values):
@@ -104,6 +110,14 @@ def list_choices(values: tuple[Any, ...], tie: str | None = None) -> Choices:
     if len(values) > MAX_CHOICES:
         raise CellError(f"{len(values)} choices; at most {MAX_CHOICES} are allowed (a gene is one byte)")
     return Choices("list", values, tie)
+
+
+def _check_scalar(value: Any) -> None:
+    """Raise CellError for what YAML read as something else than a word, a truth value or a finite number."""
+    if not isinstance(value, bool | int | float | str):
+        raise CellError(f"{value!r} is not a value; allowed: numbers, words, true and false")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        _number(str(value))
 
 
 def parse_cell(cell: Any) -> tuple[Choices, Choices | None] | None:
@@ -114,6 +128,7 @@ def parse_cell(cell: Any) -> tuple[Choices, Choices | None] | None:
     if isinstance(cell, list):
         return list_choices(tuple(cell)), None
     if isinstance(cell, bool | int | float):
+        _check_scalar(cell)
         return Choices("range", (cell,)), None
     if cell is None or str(cell).strip() in ("", "-"):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from pynas.cores import thread_count
 from pynas.errors import PynasError
 from pynas.space.architecture import Architecture, Block, Recipe, Row
 from pynas.space.budget import COSTS, Budget
-from pynas.space.table import BLOCKS, RECIPE_KEYS, Field, Table, TableRow, Variable, read_table
+from pynas.space.table import BLOCKS, RECIPE_KEYS, Field, Table, TableRow, Variable, read_table, same_value
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,6 +121,15 @@ class Space:
     def recipe_features(self) -> int:
         return sum(v.features for v in self.variables if v.group == "recipe")
 
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the core; what it finds wrong with an argument becomes a PynasError."""
+        try:
+            return function(*arguments)
+        except ValueError as error:
+            raise PynasError(f"{self.name}: {error}") from None
+        except TypeError as error:
+            raise PynasError(f"{self.name}: wrong kind of argument: {str(error).splitlines()[0]}") from None
+
     # batches of genomes ---------------------------------------------------------------------------------------------
 
     def sample(
@@ -132,24 +141,21 @@ class Space:
         cannot be met, with the range of costs in the space.
         """
         lower, upper = Budget.of(budget).arrays()
-        try:
-            return self.core.sample(n, seed, lower, upper, thread_count(threads))
-        except ValueError as error:
-            raise PynasError(f"{self.name}: {error}") from None
+        return self._call(self.core.sample, n, check_seed(seed), lower, upper, thread_count(threads))
 
     def costs(self, genomes: Genomes, *, threads: int = 0) -> dict[str, NDArray[np.int64]]:
         """Costs of every genome, int64 ``(n,)`` each: ``flops``, ``macs``, ``params``, ``parameters``."""
-        table = self.core.costs(genomes, thread_count(threads))
+        table = self._call(self.core.costs, contiguous(genomes), thread_count(threads))
         return {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(COSTS)}
 
     def features(self, genomes: Genomes) -> NDArray[np.float32]:
         """The predictor's inputs (paper, section 3.1): one-hot for lists, min-max for ranges; ``(n, features)``."""
-        return self.core.features(genomes)
+        return self._call(self.core.features, contiguous(genomes))
 
     def feasible(self, genomes: Genomes, budget: Budget) -> NDArray[np.bool_]:
         """Which genomes lie within the budget: bool ``(n,)``."""
         lower, upper = budget.arrays()
-        costs = self.core.costs(genomes, thread_count(0))
+        costs = self._call(self.core.costs, contiguous(genomes), thread_count(0))
         return np.all((costs >= lower) & (costs <= upper), axis=1)
 
     def cost_range(self) -> dict[str, tuple[int, int]]:
@@ -195,7 +201,7 @@ class Space:
             allowed = field.values if isinstance(field, Variable) else (field,)
             if isinstance(field, Variable) and field in found:
                 allowed = (field.values[found[field]],)
-            index = next((i for i, choice in enumerate(allowed) if _same(choice, value)), None)
+            index = next((i for i, choice in enumerate(allowed) if same_value(choice, value)), None)
             if index is None:
                 raise PynasError(f"{self.name}: {where} is {value!r}; the space allows {list(allowed)}")
             if isinstance(field, Variable):
@@ -227,6 +233,8 @@ class Space:
 
     def _one(self, genome: Genomes) -> list[int]:
         genes = np.asarray(genome)
+        if not np.issubdtype(genes.dtype, np.integer):
+            raise PynasError(f"{self.name}: a genome of dtype {genes.dtype}; allowed: whole numbers (uint8)")
         if genes.shape != (len(self.variables),):
             raise PynasError(f"{self.name}: a genome of shape {genes.shape}; allowed: ({len(self.variables)},)")
         for variable, gene in zip(self.variables, genes, strict=True):
@@ -239,15 +247,20 @@ class Space:
         return f"Space({self.name}: {size['architectures']} architectures x {size['recipes']} recipes)"
 
 
+def contiguous(genomes: Any) -> Any:
+    """A slice of a batch as the core wants it; dtype and shape are the core's to check."""
+    return np.ascontiguousarray(genomes) if isinstance(genomes, np.ndarray) else genomes
+
+
+def check_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+        raise PynasError(f"seed {seed!r}; allowed: whole numbers from 0 to below 2**64")
+    return int(seed)
+
+
 def _numeric(variable: Variable) -> list[float]:
     """Values for the core, which counts with numbers; words (optimizers) become their index."""
     return [float(i if isinstance(value, str) else value) for i, value in enumerate(variable.values)]
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, float) or isinstance(other, float):
-        return isinstance(other, int | float) and math.isclose(one, other, rel_tol=1e-9)
-    return bool(one == other)
 
 
 def table_of(architecture: Architecture, recipe: Recipe | None = None, name: str = "network") -> Table:

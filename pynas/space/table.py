@@ -7,7 +7,9 @@ such tables.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from pynas.space.cells import CellError, Choices, parse_cell
 
 COLUMNS = ("block", "k", "e", "c", "n", "s", "se", "act")
 OPTIONAL_COLUMNS = ("pad",)
+MAX_CHANNELS = 1_000_000
 BLOCKS = ("conv", "mbconv", "mbpool", "fc")
 ACTIVATIONS = ("hswish", "relu", "swish")
 OPTIMIZERS = ("RMSProp", "SGD")
@@ -101,12 +104,12 @@ class Table:
         for name, value in values.items():
             if name not in variables:
                 raise PynasError(f"{self.source}: pin: {_unknown('variable', name, variables)}")
-            if value not in variables[name].values:
+            if not any(same_value(choice, value) for choice in variables[name].values):
                 raise PynasError(f"{self.source}: pin {name}: {value!r}; allowed: {_listing(variables[name].values)}")
 
         def fix(field: Field) -> Field:
             if isinstance(field, Variable) and field.name in values:
-                return field.values[field.values.index(values[field.name])]
+                return next(choice for choice in field.values if same_value(choice, values[field.name]))
             return field
 
         def pair(fields: tuple[Field, Field] | None) -> tuple[Field, Field] | None:
@@ -140,8 +143,9 @@ def find_table(name_or_path: str | Path) -> Path:
     for folder in (TABLES, ZOO):
         if (shipped := folder / f"{text}.yaml").is_file() and "/" not in text:
             return shipped
-    if Path(text).is_file():
-        return Path(text)
+    with contextlib.suppress(OSError):  # a name too long for the file system is no file
+        if Path(text).is_file():
+            return Path(text)
     names = [path.stem for folder in (TABLES, ZOO) for path in sorted(folder.glob("*.yaml"))]
     raise PynasError(f"no table {text!r}: neither a file nor one of {', '.join(names)}")
 
@@ -165,7 +169,7 @@ class _Parser:
         if not isinstance(values["name"], str):
             raise self.fail("name", f"{values['name']!r}; allowed: text")
         channels = values["input_channels"]
-        if type(channels) is not int or channels < 1:
+        if type(channels) is not int or not 1 <= channels <= MAX_CHANNELS:
             raise self.fail("input_channels", f"{channels!r}; allowed: a whole number of at least 1")
         rows = self.rows(values["stages"])
         resolution = self.field("resolution", values["resolution"], "architecture", "resolution", _positive_int)
@@ -174,7 +178,7 @@ class _Parser:
 
     def mapping(self, text: str) -> dict[str, Any]:
         try:
-            values = yaml.load(text, Loader=_UniqueKeyLoader)
+            values = yaml.load(text, Loader=UniqueKeyLoader)
         except yaml.YAMLError as error:
             raise PynasError(f"{self.source}: not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
@@ -311,7 +315,7 @@ class _Parser:
         fields = tuple(
             (key, self.field(f"recipe, {key}", values[key], "recipe", key, _RECIPE_CHECKS[key])) for key in RECIPE_KEYS
         )
-        multiplier = values.get("lr_multiplier") or {}
+        multiplier = values.get("lr_multiplier", {})
         if not isinstance(multiplier, dict):
             raise self.fail("recipe, lr_multiplier", f"{multiplier!r}; write for instance {{SGD: 4}}")
         for optimizer, factor in multiplier.items():
@@ -322,17 +326,26 @@ class _Parser:
         return fields, tuple(sorted(multiplier.items()))
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML takes the last of two equal keys in silence; a table must not."""
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML takes the last of two equal keys in silence; our files must not. Keys are words."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def same_value(choice: Any, value: Any) -> bool:
+    """Whether a value given from outside is that choice: numbers to within rounding, true and 1 kept apart."""
+    if isinstance(choice, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        return math.isclose(choice, value, rel_tol=1e-9)
+    return type(choice) is type(value) and bool(choice == value)
 
 
 # Checks of a value: None where it is allowed, else what is allowed.

@@ -165,6 +165,57 @@ def test_other_settings_on_a_study_are_refused(undisturbed: tuple[Path, dict[str
     assert err.count("\n") == 1
 
 
+def test_a_mistake_can_be_put_right_before_the_first_training(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "tiny.yaml", tmp_path)
+    study = tmp_path / "study.yaml"
+    good = (EXAMPLES / "study.yaml").read_text()
+    for wrong, message in {
+        good.replace(":60k", "1:2"): "pynas: budget small: tiny: ",
+        good.replace("pool:", "pin: {emma: true}\npool:"): f"{tmp_path / 'tiny.yaml'}: pin: unknown variable 'emma'",
+        good.replace("train: 200", "train: 9999"): "pynas: data.train: got 9999, digits has 1437",
+    }.items():
+        study.write_text(wrong)
+        _, err = (process := start(study, tmp_path / "directory")).communicate(timeout=60)
+        assert process.returncode == 2, err
+        assert message in err
+        assert err.count("\n") == 1
+    study.write_text(good.replace("iterations: 2", "iterations: 1").replace("final: {epochs: 4}", ""))
+    run(study, tmp_path / "directory")
+
+
+def test_a_study_moves_with_its_files(undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    directory, results = undisturbed
+    shutil.copytree(directory, tmp_path / "moved")
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    before = trainings(tmp_path / "moved")
+    assert run(tmp_path / "examples" / "study.yaml", tmp_path / "moved")["winners"] == results["winners"]
+    assert trainings(tmp_path / "moved") == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", "", "config.yaml: a study is a mapping"),
+        ("config.yaml", "space: x\nx: 1", "config.yaml: "),
+        ("space.yaml", "", "space.yaml: "),
+        ("results.json", "[]", "results.json: not the results of a search"),
+        ("predictor.npz", "no", "predictor.npz: not a pynas predictor"),
+    ],
+)
+def test_a_damaged_study_is_one_clear_line(
+    undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path, file: str, content: str, message: str
+) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(undisturbed[0], study)
+    (study / file).write_text(content)
+    done = subprocess.run(
+        [sys.executable, "-m", "pynas.cli", "evolve", str(study)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_evolve_answers_for_a_new_budget_from_a_finished_study(undisturbed: tuple[Path, dict[str, Any]]) -> None:
     directory, _ = undisturbed
     command = [sys.executable, "-m", "pynas.cli", "evolve", str(directory), "--json", "--top", "3"]

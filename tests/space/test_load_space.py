@@ -139,7 +139,10 @@ def test_a_budget_nothing_meets_says_what_there_is() -> None:
         ({"flops": "12Q"}, "'12Q' is not an amount"),
         ({"flops": (1, 2, 3)}, r"allowed: \(low, high\)"),
         ({"flops": float("nan")}, "is not a finite cost"),
-        ({"flops": True and "x"}, "'x' is not an amount"),
+        ({"flops": "x"}, "'x' is not an amount"),
+        ({"flops": True}, "True is not a number"),
+        ({"flops": "1e999:"}, "is not a finite cost"),
+        ({"flops": ":9.3e18"}, "is not a finite cost"),
     ],
 )
 def test_a_wrong_budget_is_an_error(costs: dict[str, object], message: str) -> None:
@@ -164,6 +167,21 @@ def test_encode_names_what_the_space_does_not_hold() -> None:
     wide = type(architecture)(architecture.rows, 999, architecture.input_channels)
     with pytest.raises(PynasError, match=r"resolution is 999; the space allows \[224, 232"):
         large.encode(wide, recipe)
+
+
+def test_slices_are_counted_and_wrong_arrays_are_one_error() -> None:
+    space = SPACES["fbnetv3_28"]
+    genomes = space.sample(20, seed=0)
+    assert np.array_equal(space.costs(genomes[::2])["flops"], space.costs(genomes)["flops"][::2])
+    with pytest.raises(PynasError, match=r"fbnetv3_28: genomes has dtype int64"):
+        space.costs(genomes.astype(np.int64))
+    with pytest.raises(PynasError, match=r"seed -1; allowed: whole numbers from 0"):
+        space.sample(3, seed=-1)
+    with pytest.raises(PynasError, match=r"a genome of dtype float64; allowed: whole numbers"):
+        space.decode(genomes[0] + 0.7)
+    with pytest.raises(PynasError, match=r"pin ema: 1; allowed: True, False"):
+        pynas.load_space("fbnetv3", pin={"ema": 1})
+    assert len(pynas.load_space("fbnetv3", pin={"lr": 26 * 1e-3}).variables) == 35
 
 
 def test_the_core_never_changes_its_arguments() -> None:

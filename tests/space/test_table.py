@@ -100,6 +100,23 @@ WRONG = {
     "unknown recipe key": ("dropout:", "dropuot:", "recipe: unknown key 'dropuot' (did you mean dropout?)"),
     "probability": ("(1, 31) * 1e-2", "(1, 31) * 1e-1", "dropout: '(1, 31) * 1e-1': 1 is not allowed; allowed: from 0"),
     "multiplier": ("{SGD: 4}", "{SGD: 0}", "recipe, lr_multiplier, SGD: 0; allowed: a number above 0"),
+    "nested list": (
+        "(20, 28, 4)",
+        "[[20], 28]",
+        "resolution: [[20], 28]: [20] is not a value; allowed: numbers, words",
+    ),
+    "huge number": ("(8, 16, 4)", "1e10000000", "c: '1e10000000': '1e10000000' is out of range; allowed: sizes from"),
+    "tiny step": ("(8, 16, 4)", "(8, 16, 1e-30)", "'1e-30' is out of range"),
+    "huge scale": ("* 1e-3", "* 1e400", "'1e400' is out of range"),
+    "zero scale": ("* 1e-3", "* 0", "scale 0 must be above 0"),
+    "infinite": ("lr: (20, 30) * 1e-3", "lr: .inf", "recipe, lr: inf: 'inf' is not a finite number"),
+    "falsy multiplier": ("{SGD: 4}", "0", "recipe, lr_multiplier: 0; write for instance {SGD: 4}"),
+    "list as key": ("name: mine", "? [a]\n: mine", "not valid YAML"),
+    "wide input": (
+        "input_channels: 1",
+        "input_channels: 100000000000000000000",
+        "input_channels: 100000000000000000000;",
+    ),
     "not YAML": ("name: mine", "name: [mine", "not valid YAML"),
     "channels": ("input_channels: 1", "input_channels: 0", "input_channels: 0; allowed: a whole number of at least 1"),
 }
