@@ -19,7 +19,7 @@ class Trial:
     entries of `curve`, one per epoch from the first. What is not known yet is None.
     """
 
-    iteration: int  # of the search, from 0
+    iteration: int  # of the search, from 1
     index: int  # within the iteration, from 0
     genome: list[int]
     epochs: int  # to train; once complete, as many as were trained
