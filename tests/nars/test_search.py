@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,9 @@ def test_kill_9_at_any_instant_changes_nothing(undisturbed: tuple[Path, dict[str
 def test_ctrl_c_stops_in_order_and_says_how_to_go_on(tmp_path: Path) -> None:
     study = EXAMPLES / "study.yaml"
     directory = tmp_path / "study"
-    process = start(study, directory, start_new_session=True)
+    # What runs in the background of a shell ignores Ctrl-C, and so would whatever it starts.
+    attend = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = start(study, directory, start_new_session=True, preexec_fn=attend)
     deadline = time.monotonic() + 60
     while not trainings(directory) and time.monotonic() < deadline:
         time.sleep(0.05)
