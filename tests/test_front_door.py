@@ -106,8 +106,6 @@ def test_the_seams_hold() -> None:
 
 
 def test_space_and_count_speak_json() -> None:
-    from pynas import cli  # noqa: F401
-
     def run(*arguments: str) -> dict[str, object]:
         done = subprocess.run(
             [sys.executable, "-m", "pynas.cli", *arguments], capture_output=True, text=True, timeout=60
