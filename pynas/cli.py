@@ -168,7 +168,7 @@ def report(study: StudyPath, json_: Json = False) -> None:
 @app.command()
 def data(name: Annotated[str, typer.Argument(help="fashion-mnist or digits.")], json_: Json = False) -> None:
     """Find or fetch a data set, and verify it."""
-    from pynas.train.fetch import describe
+    from pynas.data.fetch import describe
 
     found = describe(name)
     if json_:

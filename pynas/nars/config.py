@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from pynas.data.config import DataConfig
 from pynas.errors import PynasError
 from pynas.nars.evolve import EvolutionSettings
 from pynas.predict.settings import PredictorSettings
 from pynas.space.budget import Budget
 from pynas.space.table import UniqueKeyLoader
-from pynas.train.config import DataConfig, TrainingConfig
+from pynas.train.config import TrainingConfig
 
 
 class _Section(BaseModel):

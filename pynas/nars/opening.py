@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pynas.errors import PynasError
+from pynas.files import write_whole
 from pynas.nars.config import StudyConfig, check_unchanged, dump_config, read_config
-from pynas.runtime.task import write_whole
 from pynas.space.space import Space, load_space
 from pynas.space.table import find_table
 from pynas.study.directory import StudyDirectory

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pynas.errors import PynasError
-from pynas.runtime.task import write_whole
+from pynas.files import write_whole
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:

@@ -56,8 +56,8 @@ def search(config: StudyConfig, path: str | Path, *, listener: Listener | None =
 
 def _check(config: StudyConfig, space: Space) -> None:
     """What would fail the search after hours fails it at once: budgets that nothing meets, data that do not fit."""
+    from pynas.data.memory import load
     from pynas.train.candidate import check_fit, choose_device
-    from pynas.train.data import load
 
     choose_device(config.training.device)
     architecture, _ = space.decode(np.zeros(len(space.variables), np.uint8))

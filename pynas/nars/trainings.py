@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pynas.data.config import DataConfig
 from pynas.errors import SearchStopped
 from pynas.nars.listener import Listener
 from pynas.runtime.executor import Done, Executor, Failed, Progress, Started
@@ -15,7 +16,7 @@ from pynas.space.space import Space
 from pynas.space.table import Variable
 from pynas.study.study import Study
 from pynas.study.trials import Trial
-from pynas.train.config import DataConfig, TrainingConfig
+from pynas.train.config import TrainingConfig
 
 TRAIN = "pynas.train.candidate:train_candidate"
 

@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from pynas.files import write_whole
 from pynas.nars.evolve import EvolutionResult
-from pynas.runtime.task import write_whole
 from pynas.space.architecture import Architecture
 from pynas.space.budget import Budget
 from pynas.space.space import Space

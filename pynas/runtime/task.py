@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pynas.errors import PynasError
+from pynas.files import write_whole
 
 Report = Callable[[Any], None]
 
@@ -135,21 +136,6 @@ def digest(function: str, payload: Any) -> str:
     """Identifies what was asked: SHA-256 over the function's name and the payload in canonical JSON."""
     text = json.dumps([function, payload], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is complete or absent whatever happens meanwhile, and on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name is an entry of the folder, which has a cache of its own
-    finally:
-        os.close(folder)
 
 
 def load_function(name: str) -> Callable[[Any, Report], Any]:

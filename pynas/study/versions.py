@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pynas.runtime.task import write_whole
+from pynas.files import write_whole
 
 PACKAGES = {"pynas": "pynas-nars", "torch": "torch", "numpy": "numpy", "optuna": "optuna"}
 

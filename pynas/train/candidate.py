@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pynas.data.config import DataConfig
+from pynas.data.memory import Dataset, load, load_test
 from pynas.errors import PynasError
 from pynas.nets.build import build_network
 from pynas.space.architecture import Architecture, Recipe
-from pynas.train.config import DataConfig, TrainingConfig
-from pynas.train.data import Dataset, load, load_test
+from pynas.train.config import TrainingConfig
 from pynas.train.loop import Preparation, Trainer, train
 
 

@@ -1,7 +1,7 @@
-"""What every candidate of a study shares: the training settings and the data. Defaults live here and nowhere else.
+"""What every candidate of a study shares: the training settings. Defaults live here and nowhere else.
 
-What differs from candidate to candidate is its `Recipe` (`pynas.space.architecture`). Both models are frozen, refuse
-unknown keys, and are read from the `training` and `data` sections of a study's configuration.
+What differs from candidate to candidate is its `Recipe` (`pynas.space.architecture`). It is frozen, refuses
+unknown keys, and is read from the `training` section of a study's configuration.
 """
 
 from __future__ import annotations
@@ -63,21 +63,3 @@ class TrainingConfig(BaseModel):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes the first CUDA device where there is one."""
-
-
-class DataConfig(BaseModel):
-    """Which images, how many of them, and how they are split."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["fashion-mnist", "digits"] = "fashion-mnist"
-    """fashion-mnist: 28 x 28, 50 000 + 10 000 + 10 000 images; digits (scikit-learn): 8 x 8, 1 437 + 180 + 180."""
-
-    train: int | None = Field(None, ge=1)
-    """Training images to use, stratified by class; None takes all there are."""
-
-    validation: int | None = Field(None, ge=1)
-    """Validation images to use, stratified by class; None takes all there are."""
-
-    seed: int = Field(0, ge=0)
-    """Decides which images train and which validate. The test images are always the same."""

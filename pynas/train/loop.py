@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pynas.data.augment import mixup, resize, shift_and_flip
+from pynas.data.memory import Dataset
 from pynas.errors import PynasError
 from pynas.space.architecture import Recipe
-from pynas.train.augment import mixup, resize, shift_and_flip
 from pynas.train.config import TrainingConfig
-from pynas.train.data import Dataset
 from pynas.train.ema import WeightAverage, ema_decay
-from pynas.train.recipe import make_optimizer
+from pynas.train.optimizer import make_optimizer
 from pynas.train.schedule import Schedule
 
 EVALUATION_BATCH = 500

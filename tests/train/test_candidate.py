@@ -8,10 +8,10 @@ import torch
 from train_examples import PLAIN, digits_payload, small
 
 import pynas.train.loop as loop
+from pynas.data.config import DataConfig
+from pynas.data.memory import load
 from pynas.errors import PynasError
 from pynas.train.candidate import choose_device, train_candidate
-from pynas.train.config import DataConfig
-from pynas.train.data import load
 
 PAPER = dataclasses.replace(
     PLAIN, lr=0.026, optimizer="RMSProp", ema=True, dropout=0.17, stochastic_depth=0.09, mixup=0.19, weight_decay=7e-6

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from pynas.train.config import DataConfig, TrainingConfig
+from pynas.data.config import DataConfig
+from pynas.train.config import TrainingConfig
 
 
 def test_defaults_are_the_papers() -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from pynas.data.config import DataConfig
+from pynas.data.memory import load, load_test, stratified_order
 from pynas.errors import PynasError
-from pynas.train.config import DataConfig
-from pynas.train.data import load, load_test, stratified_order
 
 
 def rows(images: torch.Tensor) -> set[bytes]:

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pynas.data.config import DataConfig
+from pynas.data.fetch import fetch, locate, read_verified
 from pynas.errors import PynasError
-from pynas.train.config import DataConfig
-from pynas.train.fetch import fetch, locate, read_verified
 
 IDX_HEADER = {"images": 16, "labels": 8}  # bytes before the data: magic number and one int32 a dimension
 DIGITS_TEST = 180  # one in ten; scikit-learn has no official split

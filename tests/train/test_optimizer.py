@@ -9,7 +9,7 @@ from torch import nn
 from train_examples import PLAIN
 
 from pynas.errors import PynasError
-from pynas.train.recipe import RMSPropTF, make_optimizer, parameter_groups
+from pynas.train.optimizer import RMSPropTF, make_optimizer, parameter_groups
 
 
 def reference_rmsprop(w: float, grads: list[float], lrs: list[float], momentum: float, wd: float) -> list[float]:

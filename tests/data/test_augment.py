@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pynas.train.augment import mixup, resize, shift_and_flip
+from pynas.data.augment import mixup, resize, shift_and_flip
 
 
 def batch(n: int = 6, size: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-import pynas.train.fetch as fetching
+import pynas.data.fetch as fetching
+from pynas.data.config import DataConfig
+from pynas.data.memory import load, load_test
 from pynas.errors import PynasError
-from pynas.train.config import DataConfig
-from pynas.train.data import load, load_test
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 
 def test_fetching_needs_no_torch() -> None:
-    code = "import sys, pynas.train.fetch, pynas.train.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, pynas.data.fetch, pynas.train.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -135,7 +135,7 @@ def test_an_unknown_name() -> None:
 
 
 needs_fashion_mnist = pytest.mark.skipif(
-    fetching.locate() is None, reason="Fashion-MNIST is not on this machine; fetch it with pynas.train.fetch.fetch()"
+    fetching.locate() is None, reason="Fashion-MNIST is not on this machine; fetch it with pynas.data.fetch.fetch()"
 )
 
 
