@@ -126,12 +126,26 @@ def count(
     genome: Annotated[
         str | None, typer.Option(help="Choice indices, comma-separated, for a table with choices.")
     ] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Number of classes instead of the network's.")] = None,
+    input_channels: Annotated[int | None, typer.Option(min=1, help="Channels of the input images.")] = None,
+    padding: Annotated[str | None, typer.Option(help="same: pad k // 2 everywhere, whatever the rows say.")] = None,
+    small_input: Annotated[
+        bool, typer.Option("--small-input", help="For small images: the second stride-two block at stride one.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Count a network's FLOPs and parameters, block by block."""
-    from pynas.nars.answers import network
+    from pynas.space.space import load_architecture
 
-    architecture = network(name, genome, resolution)
+    architecture = load_architecture(
+        name,
+        genome=genome,
+        resolution=resolution,
+        classes=classes,
+        input_channels=input_channels,
+        padding=padding,
+        small_input=small_input,
+    )
     cost = architecture.cost()
     if json_:
         blocks = [vars(block) for block in architecture.blocks()]

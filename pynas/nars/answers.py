@@ -1,11 +1,9 @@
-"""Answers from what is there already: a finished study's predictor, a named network. Needs no torch."""
+"""Answers from what is there already: a finished study's predictor. Needs no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from pynas.errors import PynasError
 from pynas.nars.evolve import EvolutionResult, evolve
@@ -13,9 +11,8 @@ from pynas.nars.opening import open_config, open_space
 from pynas.nars.results import read_results
 from pynas.nars.winners import inherited
 from pynas.predict.predictor import Predictor
-from pynas.space.architecture import Architecture
 from pynas.space.budget import Budget
-from pynas.space.space import Space, load_space
+from pynas.space.space import Space
 from pynas.study.directory import StudyDirectory
 from pynas.study.study import Study
 
@@ -53,30 +50,3 @@ def evolve_study(
         **overrides,
     )
     return space, result
-
-
-def network(name: str | Path, genome: str | None = None, resolution: int | None = None) -> Architecture:
-    """A network by name, by the path of a table without choices, or by a genome of a table with some.
-
-    Raises PynasError for a table whose choices are left open.
-    """
-    space = load_space(name)
-    variables = [variable for variable in space.variables if variable.group == "architecture"]
-    if genome is None:
-        if variables:
-            raise PynasError(
-                f"{name}: is a space with {len(space.variables)} variables, not one network; name a network such as "
-                "fbnetv3_a, or choose with --genome (one index a variable; pynas space lists them)"
-            )
-        genes = np.zeros(len(space.variables), np.uint8)
-    else:
-        try:
-            genes = np.array([int(gene) for gene in genome.split(",")])
-        except ValueError:
-            raise PynasError(
-                f"genome {genome!r}: write whole numbers with commas between, for instance 0,1,3"
-            ) from None
-    architecture, _ = space.decode(genes)
-    if resolution is None:
-        return architecture
-    return Architecture(architecture.rows, resolution, architecture.input_channels)

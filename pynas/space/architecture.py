@@ -7,8 +7,10 @@ runs them, tables and zoo files hold them in the row notation of Table 2 of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+from pynas.errors import PynasError
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,36 @@ class Architecture:
         """Sums over all blocks: ``flops`` and ``params`` by the published rule, ``macs``, and true ``parameters``."""
         blocks = self.blocks()
         return {key: sum(getattr(block, key) for block in blocks) for key in ("flops", "macs", "params", "parameters")}
+
+    def with_(
+        self,
+        *,
+        resolution: int | None = None,
+        classes: int | None = None,
+        input_channels: int | None = None,
+        padding: str | None = None,
+        small_input: bool = False,
+    ) -> Architecture:
+        """A copy with another input, another number of classes, ``padding="same"`` (every padding is k // 2) or, for
+        small images, the second stride-two block at stride one (the CIFAR section of the FBNetV3 paper; the stem is the
+        first). Raises PynasError saying what is allowed.
+        """
+        for name, value in (("resolution", resolution), ("classes", classes), ("input_channels", input_channels)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise PynasError(f"{name}: {value!r}; allowed: a whole number of at least 1")
+        if padding not in (None, "same"):
+            raise PynasError(f"padding: {padding!r}; allowed: same (k // 2 everywhere), or none for the network's own")
+        rows = list(self.rows)
+        if padding == "same":
+            rows = [replace(row, pad=None) for row in rows]
+        if small_input:
+            strided = [i for i, row in enumerate(rows) if row.s == 2]
+            if len(strided) < 2:
+                raise PynasError(f"small_input: the network has {len(strided)} stride-two blocks; it needs at least 2")
+            rows[strided[1]] = replace(rows[strided[1]], s=1)
+        if classes is not None:
+            rows[-1] = replace(rows[-1], c=classes)
+        return Architecture(tuple(rows), resolution or self.resolution, input_channels or self.input_channels)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

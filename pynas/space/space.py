@@ -48,6 +48,58 @@ def load_space(
     return Space(table.pin(pin or {}))
 
 
+def load_architecture(
+    name: str | Path,
+    *,
+    genome: str | Sequence[int] | None = None,
+    resolution: int | None = None,
+    classes: int | None = None,
+    input_channels: int | None = None,
+    padding: str | None = None,
+    small_input: bool = False,
+) -> Architecture:
+    """A network by name (``"fbnetv3_a"``), by the path of a table without choices, or by a genome of a table with some.
+
+    `genome` holds one choice index a variable, in the order of the space's variables, as numbers or as text
+    (``"0,1,3"``). The others change the network: see `Architecture.with_`. Raises PynasError for a table whose choices
+    are left open, for an unknown name and for what no network can have.
+    """
+    architecture, _ = load_design(name, genome)
+    changed = architecture.with_(
+        resolution=resolution,
+        classes=classes,
+        input_channels=input_channels,
+        padding=padding,
+        small_input=small_input,
+    )
+    if changed != architecture:
+        changed.blocks()  # refuses, for instance, a resolution that ends in a feature map smaller than a kernel
+    return changed
+
+
+def load_design(name: str | Path, genome: str | Sequence[int] | None = None) -> tuple[Architecture, Recipe | None]:
+    """The network that `load_architecture` names, and the recipe of its table or genome (None without one)."""
+    space = load_space(name)
+    if genome is not None:
+        return space.decode(_genes(genome))
+    if any(variable.group == "architecture" for variable in space.variables):
+        raise PynasError(
+            f"{name}: is a space with {len(space.variables)} variables, not one network; name a network such as "
+            "fbnetv3_a, or choose with --genome (one index a variable; pynas space lists them)"
+        )
+    architecture, recipe = space.decode(np.zeros(len(space.variables), np.uint8))
+    return architecture, None if space.variables else recipe
+
+
+def _genes(genome: str | Sequence[int]) -> NDArray[Any]:
+    if not isinstance(genome, str):
+        return np.asarray(genome)
+    try:
+        return np.array([int(gene) for gene in genome.split(",")])
+    except ValueError:
+        raise PynasError(f"genome {genome!r}: write whole numbers with commas between, for instance 0,1,3") from None
+
+
 class Space:
     """A search space: its variables, genome layout, encoding and counting.
 
