@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Augmentation = Literal["none", "basic", "autoaugment"]
+Policy = Literal["imagenet", "cifar10"]
 
 
 def mixup(images: Tensor, targets: Tensor, m: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -46,3 +51,7 @@ def resize(images: Tensor, resolution: int) -> Tensor:
         return images
     size = (resolution, resolution)
     return functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def auto_augment(images: Tensor, policy: Policy, seed: int, epoch: int, step: int) -> Tensor:
+    raise NotImplementedError

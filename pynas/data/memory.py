@@ -1,9 +1,13 @@
-"""The data sets as tensors in memory, split the same way every time."""
+"""The data sets that lie in memory as a whole: split the same way every time, and as batches.
+
+The networks that train on them are tiny and use one CPU thread each, so batches avoid what costs per step: there is no
+DataLoader, a part is normalised and resized once, and batches are index selections.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pynas.data.augment import Augmentation, auto_augment, resize, shift_and_flip
+from pynas.data.batches import MEMORY_FORMAT, Batch
 from pynas.data.config import DataConfig
 from pynas.data.fetch import fetch, locate, read_verified
+from pynas.data.split import choose_classes, stratified_order, withheld
 from pynas.errors import PynasError
+from pynas.randomness import generator
 
 IDX_HEADER = {"images": 16, "labels": 8}  # bytes before the data: magic number and one int32 a dimension
 DIGITS_TEST = 180  # one in ten; scikit-learn has no official split
+EVALUATION_BATCH = 500
 DIGITS_TEST_SEED = 0  # the test images stay the same whatever `data.seed` is
 
 
@@ -54,9 +63,11 @@ def load(config: DataConfig) -> Dataset:
     are, and what `fetch` raises.
     """
     source = SOURCES[config.name]
-    images, labels = source.images()
+    images, labels = _of_classes(config, *source.images())
     order = stratified_order(labels, config.seed)
-    available = {"train": len(labels) - source.validation, "validation": source.validation}
+    aside = source.validation if config.classes is None else len(labels) * source.validation // source.total
+    aside = aside if config.withhold is None else withheld(config.withhold, len(labels), config.name)
+    available = {"train": len(labels) - aside, "validation": aside}
     sizes = {}
     for part, there in available.items():
         asked = getattr(config, part)
@@ -78,23 +89,90 @@ def load(config: DataConfig) -> Dataset:
 
 def load_test(config: DataConfig) -> tuple[Tensor, Tensor]:
     """The test images, uint8 (N, C, H, W), and labels, int64 (N,); for final models only, never for choosing one."""
-    images, labels = SOURCES[config.name].test()
+    images, labels = _of_classes(config, *SOURCES[config.name].test())
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
-def stratified_order(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """A random order of the indices in which every prefix and every suffix holds each class in proportion.
+class MemoryData:
+    """Batches of a data set in memory; see `pynas.data.batches.Data`.
 
-    labels: int64 (N,). The shuffled members of a class of n images stand at (rank + 1/2) / n on a line, and the order
-    is that of the line; ties between classes fall at random.
+    Images are normalised by the training images' mean and deviation per channel and resized to the network's
+    resolution up front: doing so in every epoch would cost as much as a small network's step. For AutoAugment, whose
+    operations are defined on 0 to 1, training images stay on that scale and are normalised batch by batch.
     """
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(labels))
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return shuffled[np.argsort(place[shuffled], kind="stable")]
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        resolution: int,
+        device: torch.device,
+        batch_size: int,
+        seed: int,
+        augment: Augmentation,
+    ) -> None:
+        dataset = load(config)
+        self.bad: dict[str, str] = {}
+        self.name, self.classes, self.channels = dataset.name, dataset.classes, dataset.channels
+        self.train_images = len(dataset.train_labels)
+        self._config, self._resolution, self._device = config, resolution, device
+        self._batch_size, self._seed, self._augment = batch_size, seed, augment
+        self._shift = round(dataset.shift * resolution / dataset.size)
+        self._flip = dataset.flip
+        values = dataset.train_images.to(torch.float32) / 255.0
+        self._mean = values.mean(dim=(0, 2, 3), keepdim=True)
+        self._deviation = values.std(dim=(0, 2, 3), keepdim=True).clamp_min(1.0 / 255.0)
+        self._train_labels = dataset.train_labels.to(device)
+        if augment == "autoaugment":
+            self._train = resize(values, resolution).to(device)
+            self._mean, self._deviation = self._mean.to(device), self._deviation.to(device)
+        else:
+            self._train = self._prepare(dataset.train_images)
+        self._validation: tuple[Tensor, Tensor] | None = None
+        self._test: tuple[Tensor, Tensor] | None = None
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        order = torch.from_numpy(generator(self._seed, "order", epoch).permutation(self.train_images))
+        order = order[: self.train_images // self._batch_size * self._batch_size].to(self._device)
+        for step, chosen in enumerate(order.split(self._batch_size)[start:], start):
+            images = self._train[chosen]
+            if self._augment != "none":
+                images = shift_and_flip(images, self._shift, self._flip, generator(self._seed, "shift", epoch, step))
+            if self._augment == "autoaugment":
+                images = auto_augment(images, "cifar10", self._seed, epoch, step)
+                images = (images - self._mean) / self._deviation
+            yield Batch(images.contiguous(memory_format=MEMORY_FORMAT), self._train_labels[chosen])
+
+    def validation_batches(self) -> Iterator[Batch]:
+        if self._validation is None:
+            dataset = load(self._config)
+            self._validation = self._prepare(dataset.validation_images), dataset.validation_labels.to(self._device)
+        return self._all(*self._validation)
+
+    def test_batches(self) -> Iterator[Batch]:
+        if self._test is None:
+            images, labels = load_test(self._config)
+            self._test = self._prepare(images), labels.to(self._device)
+        return self._all(*self._test)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, size, size) to float32 (N, C, R, R), normalised, on the device."""
+        values = (images.to(torch.float32) / 255.0 - self._mean.cpu()) / self._deviation.cpu()
+        return resize(values, self._resolution).to(self._device, memory_format=MEMORY_FORMAT)
+
+    def _all(self, images: Tensor, labels: Tensor) -> Iterator[Batch]:
+        return map(Batch, images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH))
+
+
+def _of_classes(config: DataConfig, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Arrays:
+    """The images of `config.classes` random classes, with labels from 0 on; all where it is None."""
+    if config.classes is None:
+        return images, labels
+    renumbered = choose_classes(int(labels.max()) + 1, config.classes, config.seed, config.name)[labels]
+    return images[renumbered >= 0], renumbered[renumbered >= 0]
 
 
 def _fashion_mnist(part: str) -> Arrays:
@@ -122,7 +200,8 @@ class Source:
 
     images: Callable[[], Arrays]
     test: Callable[[], Arrays]
-    validation: int  # images set aside for validation, as many as there are test images
+    total: int  # images outside the test part
+    validation: int  # of them set aside for validation, as many as there are test images
     shift: int
     flip: bool
 
@@ -131,11 +210,12 @@ SOURCES = {
     "fashion-mnist": Source(
         functools.partial(_fashion_mnist, "train"),
         functools.partial(_fashion_mnist, "t10k"),
+        60_000,
         10_000,
         shift=2,
         flip=True,
     ),
     "digits": Source(
-        functools.partial(_digits, test=False), functools.partial(_digits, test=True), 180, shift=1, flip=False
+        functools.partial(_digits, test=False), functools.partial(_digits, test=True), 1617, 180, shift=1, flip=False
     ),
 }
