@@ -21,15 +21,46 @@ class Row:
     A column that does not apply to the block is None (for instance `e` of a conv).
     """
 
-    block: str  # conv, mbconv, mbpool or fc
+    block: str  # conv, mbconv, skip, mbpool or fc
     k: tuple[int, int] | None
     e: tuple[float, float] | None
     c: int
     n: int
     s: int
-    se: bool
+    se: bool | int  # False none, True squeeze-and-excite, 2 or 4 the splits of Split-Attention
     act: str
     pad: int | None = None  # padding of the (depthwise) convolution where it is not k // 2
+    se_from: str = "in"  # whose quarter the hidden width of se is: "in", before the expansion, or "mid", after it
+    bias: bool = True  # of a conv, beside its batch norm
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "se", plain_se(self.se))
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The columns by name. What a later version added is left out where unset, as in `__repr__`: older studies
+        recorded these values, and theirs are compared with ours.
+        """
+        return dict(set_columns(self))
+
+
+def plain_se(value: Any) -> Any:
+    """One value for each meaning of `se`: False for N and 0, True for Y and 1, the number of splits above that."""
+    return bool(value) if type(value) is int and value in (0, 1) else value
+
+
+def set_columns(row: Any) -> list[tuple[str, Any]]:
+    """Names and values of a row's columns, without the newer ones that have their default."""
+    newer = {"se_from": "in", "bias": True}
+    values = [(field.name, getattr(row, field.name)) for field in fields(row)]
+    return [(name, value) for name, value in values if name not in newer or value != newer[name]]
+
+
+def short_repr(row: Any) -> str:
+    """A dataclass's repr of `set_columns`. A space's fingerprint is made of it, hence must not gain unset columns."""
+    return f"{type(row).__name__}({', '.join(f'{name}={value!r}' for name, value in set_columns(row))})"
 
 
 @dataclass(frozen=True)
@@ -52,10 +83,21 @@ class Block:
     macs: int
     params: int  # convolution and linear weights only
     parameters: int  # all trainable parameters, biases and batch-norm included
+    splits: int = 0  # 1 where se is squeeze-and-excite, 2 or 4 for Split-Attention, 0 for none
+    bias: bool = True  # of a conv
 
     @property
     def residual(self) -> bool:
-        return self.kind == "mbconv" and self.stride == 1 and self.in_channels == self.channels
+        return self.kind == "mbconv" and self._keeps_shape
+
+    @property
+    def identity(self) -> bool:
+        """Whether this is a skip that does nothing."""
+        return self.kind == "skip" and self._keeps_shape
+
+    @property
+    def _keeps_shape(self) -> bool:
+        return self.stride == 1 and self.in_channels == self.channels
 
 
 @dataclass(frozen=True)
@@ -89,10 +131,11 @@ class Architecture:
         input_channels: int | None = None,
         padding: str | None = None,
         small_input: bool = False,
+        stem_bias: bool | None = None,
     ) -> Architecture:
-        """A copy with another input, another number of classes, ``padding="same"`` (every padding is k // 2) or, for
-        small images, the second stride-two block at stride one (the CIFAR section of the FBNetV3 paper; the stem is the
-        first). Raises PynasError saying what is allowed.
+        """A copy with another input, another number of classes, ``padding="same"`` (every padding is k // 2), with or
+        without the stem's bias or, for small images, with the second stride-two block at stride one (the CIFAR section
+        of the FBNetV3 paper; the stem is the first). Raises PynasError saying what is allowed.
         """
         for name, value in (("resolution", resolution), ("classes", classes), ("input_channels", input_channels)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -107,12 +150,15 @@ class Architecture:
             if len(strided) < 2:
                 raise PynasError(f"small_input: the network has {len(strided)} stride-two blocks; it needs at least 2")
             rows[strided[1]] = replace(rows[strided[1]], s=1)
+        if stem_bias is not None:
+            rows[0] = replace(rows[0], bias=stem_bias)
         if classes is not None:
             rows[-1] = replace(rows[-1], c=classes)
         return Architecture(tuple(rows), resolution or self.resolution, input_channels or self.input_channels)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        rows = tuple(row.to_dict() for row in self.rows)
+        return {"rows": rows, "resolution": self.resolution, "input_channels": self.input_channels}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Architecture:

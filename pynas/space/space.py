@@ -139,7 +139,8 @@ class Space:
         pad = -1 if row.pad is None else row.pad
         fields = {"k": k, "k_rest": k_rest, "e": e, "e_rest": e_rest, "c": row.c, "n": row.n, "s": row.s}
         fields |= {"se": row.se, "pad": pad}
-        return {"block": row.block} | {key: self._core_field(field) for key, field in fields.items()}
+        fixed = {"block": row.block, "se_from": row.se_from, "bias": row.bias}
+        return fixed | {key: self._core_field(field) for key, field in fields.items()}
 
     # size -----------------------------------------------------------------------------------------------------------
 
@@ -232,7 +233,11 @@ class Space:
             return fields and (value(fields[0]), value(fields[1]))
 
         rows = tuple(
-            Row(r.block, pair(r.k), pair(r.e), value(r.c), value(r.n), value(r.s), value(r.se), r.act, r.pad)
+            Row(
+                *(r.block, pair(r.k), pair(r.e), value(r.c), value(r.n), value(r.s), value(r.se), r.act, r.pad),
+                se_from=r.se_from,
+                bias=r.bias,
+            )
             for r in self.table.rows
         )
         architecture = Architecture(rows, value(self.table.resolution), self.table.input_channels)
@@ -264,7 +269,7 @@ class Space:
         match("input_channels", self.table.input_channels, architecture.input_channels)
         match("resolution", self.table.resolution, architecture.resolution)
         for i, (mine, theirs) in enumerate(zip(self.table.rows, architecture.rows, strict=True)):
-            for column in ("block", "k", "e", "c", "n", "s", "se", "act", "pad"):
+            for column in ("block", "k", "e", "c", "n", "s", "se", "act", "pad", "se_from", "bias"):
                 field, value = getattr(mine, column), getattr(theirs, column)
                 if isinstance(field, tuple) and isinstance(value, tuple):
                     match(f"row {i}, {column} (first)", field[0], value[0])
@@ -317,7 +322,9 @@ def _numeric(variable: Variable) -> list[float]:
 
 def table_of(architecture: Architecture, recipe: Recipe | None = None, name: str = "network") -> Table:
     """The table without choices that describes one network."""
-    rows = tuple(TableRow(r.block, r.k, r.e, r.c, r.n, r.s, r.se, r.act, r.pad) for r in architecture.rows)
+    rows = tuple(
+        TableRow(r.block, r.k, r.e, r.c, r.n, r.s, r.se, r.act, r.pad, r.se_from, r.bias) for r in architecture.rows
+    )
     fields = None if recipe is None else tuple((key, getattr(recipe, key)) for key in RECIPE_KEYS)
     return Table(name, name, architecture.input_channels, architecture.resolution, rows, fields)
 
@@ -328,6 +335,9 @@ def blocks_of(architecture: Architecture) -> tuple[Block, ...]:
     core = _core()
     table = Space(table_of(architecture)).core.blocks(np.zeros(0, np.uint8))
     rows = [dict(zip(core.BLOCK_COLUMNS, map(int, line), strict=True)) for line in table]
-    return tuple(
-        Block(**{**row, "kind": BLOCKS[row["kind"]], "act": architecture.rows[row["row"]].act}) for row in rows
-    )
+    blocks = []
+    for values in rows:
+        row = architecture.rows[values["row"]]
+        words = {"kind": BLOCKS[values["kind"]], "act": row.act, "splits": int(row.se), "bias": row.bias}
+        blocks.append(Block(**{**values, **words}))
+    return tuple(blocks)

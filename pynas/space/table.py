@@ -18,28 +18,30 @@ from typing import Any
 import yaml
 
 from pynas.errors import PynasError
-from pynas.space.architecture import Recipe, Row
+from pynas.space.architecture import Recipe, Row, plain_se, short_repr
 from pynas.space.cells import CellError, Choices, parse_cell
 
 COLUMNS = ("block", "k", "e", "c", "n", "s", "se", "act")
-OPTIONAL_COLUMNS = ("pad",)
+OPTIONAL_COLUMNS = ("pad", "se_from", "bias")
 MAX_CHANNELS = 1_000_000
-BLOCKS = ("conv", "mbconv", "mbpool", "fc")
+BLOCKS = ("conv", "mbconv", "mbpool", "fc", "skip")  # in the core's order
 ACTIVATIONS = ("hswish", "relu", "swish")
 OPTIMIZERS = ("RMSProp", "SGD")
 RECIPE_KEYS = tuple(Recipe.__dataclass_fields__)
-TOP_KEYS = ("name", "input_channels", "resolution", "stages", "recipe", "notes")
+TOP_KEYS = ("name", "input_channels", "resolution", "padding", "stages", "recipe", "notes")
 REQUIRED_KEYS = ("name", "input_channels", "resolution", "stages")
 TABLES = Path(__file__).parent / "tables"
 ZOO = Path(__file__).parent.parent / "nets" / "zoo"
 
-# Which columns a block uses; the others must be "-".
-_USED = {
-    "conv": ("k", "c", "n", "s", "act", "pad"),
-    "mbconv": ("k", "e", "c", "n", "s", "se", "act", "pad"),
+# Which columns a block needs, and which it may leave at "-" for their default; the others must be "-".
+_NEEDED = {
+    "conv": ("k", "c", "n", "s", "act"),
+    "mbconv": ("k", "e", "c", "n", "s", "se", "act"),
     "mbpool": ("e", "c", "n", "act"),
     "fc": ("c", "n"),
+    "skip": ("c", "act"),
 }
+_LEFT_OUT = {"conv": ("pad", "bias"), "mbconv": ("pad", "se_from"), "skip": ("n", "s")}
 _SPLIT = ("k", "e")  # columns in which the first block may differ from the rest
 
 
@@ -74,6 +76,11 @@ class TableRow:
     se: Field
     act: str
     pad: int | None = None
+    se_from: str = "in"
+    bias: bool = True
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ class Table:
     def pin(self, values: Mapping[str, Any]) -> Table:
         """The table with some variables fixed. Raises PynasError for an unknown name or a value it cannot take."""
         variables = {variable.name: variable for variable in self.variables}
+        values = {name: plain_se(value) if name.endswith(".se") else value for name, value in values.items()}
         for name, value in values.items():
             if name not in variables:
                 raise PynasError(f"{self.source}: pin: {_unknown('variable', name, variables)}")
@@ -172,6 +180,10 @@ class _Parser:
         if type(channels) is not int or not 1 <= channels <= MAX_CHANNELS:
             raise self.fail("input_channels", f"{channels!r}; allowed: a whole number of at least 1")
         rows = self.rows(values["stages"])
+        if "padding" in values:
+            if values["padding"] != "same":
+                raise self.fail("padding", f"{values['padding']!r}; allowed: same, or no such key")
+            rows = tuple(replace(row, pad=None) for row in rows)
         resolution = self.field("resolution", values["resolution"], "architecture", "resolution", _positive_int)
         recipe, multiplier = self.recipe(values["recipe"]) if values.get("recipe") is not None else (None, ())
         return Table(values["name"], self.source, channels, resolution, rows, recipe, multiplier)
@@ -222,24 +234,26 @@ class _Parser:
             raise self.fail("stages", f"no head: the last two rows must be mbpool and fc; {found}")
         if blocks[0] != "conv":
             raise self.fail("stages", f"no stem: the first row must be a conv; {found}")
-        if misplaced := [block for block in blocks[1:-2] if block != "mbconv"]:
-            raise self.fail("stages", f"{misplaced[0]} between stem and head; allowed there: mbconv")
+        if misplaced := [block for block in blocks[1:-2] if block not in ("mbconv", "skip")]:
+            raise self.fail("stages", f"{misplaced[0]} between stem and head; allowed there: mbconv and skip")
 
     def row(self, index: int, cells: dict[str, str]) -> TableRow:
         block = cells["block"]
         where = f"stages, row {index} ({block})"
         if block not in BLOCKS:
             raise self.fail(where, _unknown("block", block, BLOCKS))
+        needed = _NEEDED[block]
+        used = needed + _LEFT_OUT.get(block, ())
         for column, text in cells.items():
             if column == "block":
                 continue
-            if column not in _USED[block] and text not in ("-", ""):
+            if column not in used and text not in ("-", ""):
                 raise self.fail(f"{where}, {column}", f"{text!r}; {block} does not use it, so the cell must be '-'")
-            if column in _USED[block] and column != "pad" and text in ("-", ""):
-                raise self.fail(f"{where}, {column}", f"is empty; {block} needs {', '.join(_USED[block][:-1])}")
+            if column in needed and text in ("-", ""):
+                raise self.fail(f"{where}, {column}", f"is empty; {block} needs {', '.join(needed)}")
 
         def read(column: str) -> Any:
-            if column not in _USED[block] or cells.get(column, "-") in ("-", ""):
+            if column not in used or cells.get(column, "-") in ("-", ""):
                 return None
             return self.pair(f"{where}, {column}", cells[column], f"stage{index}.{column}", _CHECKS[column])
 
@@ -254,14 +268,15 @@ class _Parser:
             return fields[0]
 
         kernel, pad, act = read("k"), one("pad", None), one("act", "")
+        fixed = {"act": act, "pad": pad, "se_from": one("se_from", "in"), "bias": one("bias", True)}
         n = one("n", 1)
-        if isinstance(act, Variable) or isinstance(pad, Variable):
-            raise self.fail(where, "act and pad take one value, not a choice")
+        if choices := [column for column, field in fixed.items() if isinstance(field, Variable)]:
+            raise self.fail(f"{where}, {choices[0]}", f"{cells[choices[0]]!r}; takes one value, not a choice")
         if pad is not None and any(isinstance(field, Variable) for field in kernel or ()):
             raise self.fail(f"{where}, pad", f"{pad}; a row with a choice of kernels cannot fix the padding")
         if block != "mbconv" and n != 1:
             raise self.fail(f"{where}, n", f"{cells['n']!r}; {block} stands once, so n must be 1")
-        return TableRow(block, kernel, read("e"), one("c", None), n, one("s", 1), one("se", False), act, pad)
+        return TableRow(block, kernel, read("e"), one("c", None), n, one("s", 1), one("se", False), **fixed)
 
     def pair(self, where: str, cell: Any, name: str, check: Any) -> tuple[Field, Field]:
         try:
@@ -289,6 +304,8 @@ class _Parser:
         return self.variable(where, cell, name, parsed[0], group, check)
 
     def variable(self, where: str, cell: Any, name: str, choices: Choices, group: str, check: Any) -> Field:
+        if check is _attention:
+            choices = replace(choices, values=tuple(plain_se(value) for value in choices.values))
         for value in choices.values:
             if complaint := check(value):
                 raise self.fail(where, f"{cell!r}: {value!r} {complaint}")
@@ -381,15 +398,25 @@ def _one_of(*allowed: Any) -> Callable[[Any], str | None]:
     return check
 
 
+_SPLITS = (False, True, 2, 4)
+
+
+def _attention(value: Any) -> str | None:
+    found = any(type(value) is type(other) and value == other for other in _SPLITS)
+    return None if found else "is not allowed; allowed: N or 0, Y or 1, 2, 4"
+
+
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "k": lambda v: None if _integer(v, 1) and v % 2 else "is not allowed; allowed: odd whole numbers (1, 3, 5, 7, ...)",
     "e": lambda v: None if _number(v) and v >= 1 else "is not allowed; allowed: numbers of at least 1",
     "c": _positive_int,
     "n": _positive_int,
     "s": lambda v: None if _integer(v, 1) and v <= 2 else "is not allowed; allowed: 1 or 2",
-    "se": _one_of(True, False),
+    "se": _attention,
     "act": _one_of(*ACTIVATIONS),
     "pad": lambda v: None if _integer(v, 0) else "is not allowed; allowed: whole numbers of at least 0",
+    "se_from": _one_of("in", "mid"),
+    "bias": _one_of(True, False),
 }
 _RECIPE_CHECKS: dict[str, Callable[[Any], str | None]] = {
     "lr": lambda v: None if _number(v) and v > 0 else "is not allowed; allowed: numbers above 0",
@@ -419,21 +446,33 @@ def _listing(values: Sequence[Any]) -> str:
 
 
 def format_rows(rows: Sequence[Row]) -> str:
-    """Concrete rows in the notation of the tables, columns aligned."""
+    """Concrete rows in the notation of the tables, columns aligned. What it writes reads back equal."""
 
     def split(values: tuple[Any, Any] | None) -> str:
         if values is None:
             return "-"
-        return f"{values[0]:g}" if values[0] == values[1] else f"{values[0]:g} / {values[1]:g}"
+        return " / ".join(_text(value) for value in dict.fromkeys(values))
 
-    pads = any(row.pad is not None for row in rows)
-    lines = [[*COLUMNS, *(OPTIONAL_COLUMNS if pads else ())]]
+    def optional(row: Row) -> dict[str, str]:
+        pad = "-" if row.pad is None else str(row.pad)
+        return {"pad": pad, "se_from": "-" if row.se_from == "in" else row.se_from, "bias": "-" if row.bias else "N"}
+
+    extra = [column for column in OPTIONAL_COLUMNS if any(optional(row)[column] != "-" for row in rows)]
+    lines = [[*COLUMNS, *extra]]
     for row in rows:
-        used = _USED[row.block]
-        line = [row.block, split(row.k), split(row.e), str(row.c), str(row.n)]
-        line += [str(row.s) if "s" in used else "-", ("Y" if row.se else "N") if "se" in used else "-", row.act or "-"]
-        lines.append(line + (["-" if row.pad is None else str(row.pad)] if pads else []))
+        needed = _NEEDED[row.block]
+        cells = {"block": row.block, "k": split(row.k), "e": split(row.e), "c": str(row.c), "act": row.act or "-"}
+        cells["n"] = str(row.n) if "n" in needed else "-"
+        cells["s"] = str(row.s) if "s" in needed or row.s != 1 else "-"
+        cells["se"] = ({0: "N", 1: "Y"}.get(row.se) or str(row.se)) if "se" in needed else "-"
+        cells |= optional(row)
+        lines.append([cells[column] for column in lines[0]])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
+
+
+def _text(value: float) -> str:
+    """The shortest text that reads back as this number: 4 for 4.0, 5.4566 for 5.4566."""
+    return str(int(value)) if value == int(value) else repr(value)
