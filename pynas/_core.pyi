@@ -19,7 +19,7 @@ COSTS: tuple[str, str, str, str]
 BLOCK_COLUMNS: tuple[str, ...]
 """Columns of `Space.blocks`: row, kind (index into BLOCK_KINDS), kernel, stride, ..., then COSTS."""
 BLOCK_KINDS: tuple[str, ...]
-"""conv, mbconv, mbpool, fc."""
+"""conv, mbconv, mbpool, fc, skip."""
 
 Field = tuple[int, float]
 """(variable index, 0.0), or (-1, constant)."""
@@ -45,8 +45,10 @@ class Space:
 
         variables: dicts with "name", "kind" ("range" or "list"), "group" ("architecture" or "recipe", in that order)
         and "values" (2 to 256 floats). rows: dicts with "block" (one of BLOCK_KINDS) and the fields "k", "k_rest",
-        "e", "e_rest", "c", "n", "s", "se" and "pad" (-1: k // 2); fields that the block has no use for are not read.
-        No rows at all is a space without a network, all of whose costs are 0.
+        "e", "e_rest", "c", "n", "s", "se" (splits: 0, 1 for squeeze-and-excite, 2 or 4 for Split-Attention) and "pad"
+        (-1: k // 2); fields that the block has no use for are not read. Two columns are plain values: "se_from" ("in"
+        or "mid": the hidden width of se is a quarter of the width before the expansion, or after it) and "bias" (bool,
+        of a conv). No rows at all is a space without a network, all of whose costs are 0.
 
         Refused: fields out of range, a genome whose feature map becomes smaller than a kernel, costs beyond 64 bits,
         and a block whose cost depends on more than 4 194 304 joint choices.
@@ -100,6 +102,9 @@ class Predictor:
 
     def score(self, genomes: NDArray[np.uint8], threads: int, instruction_set: str) -> NDArray[np.float32]:
         """(n,) scores of (n, V) genomes; "auto" or one of `instruction_sets()`, all of which give the same bits."""
+
+def round_channels(channels: float) -> int:
+    """A width as networks have it: a multiple of 8, half up, at least 8 and never more than 5% below `channels`."""
 
 def instruction_sets() -> list[str]:
     """What this build has and this processor can run, plainest first: "baseline", "avx2", "avx512"."""

@@ -21,6 +21,8 @@ constexpr const char* block_columns[] = {"row",         "kind",         "kernel"
                                          "out_size",    "flops",        "macs",     "params",      "parameters"};
 constexpr py::ssize_t block_width = std::size(block_columns);
 
+constexpr double most_rounded = 1e15;
+
 template <class T>
 T item(const py::dict& dict, const char* key, const std::string& where) {
   if (!dict.contains(key)) refuse(where, " lacks \"", key, "\"");
@@ -54,10 +56,21 @@ Row parse_row(const py::dict& dict, std::size_t index) {
   std::optional<BlockKind> kind;
   for (std::size_t i = 0; i < std::size(block_kind_names); ++i)
     if (block == block_kind_names[i]) kind = static_cast<BlockKind>(i);
-  if (!kind) refuse(where, ": block is \"", block, "\"; allowed are conv, mbconv, mbpool and fc");
+  if (!kind) refuse(where, ": block is \"", block, "\"; allowed are conv, mbconv, mbpool, fc and skip");
   const auto field = [&](const char* key) { return to_field(item<std::pair<int, double>>(dict, key, where)); };
-  return {*kind,      field("k"), field("k_rest"), field("e"),  field("e_rest"),
-          field("c"), field("n"), field("s"),      field("se"), field("pad")};
+  const bool from_middle = one_of(dict, "se_from", where, "in", "mid");
+  return {*kind,
+          field("k"),
+          field("k_rest"),
+          field("e"),
+          field("e_rest"),
+          field("c"),
+          field("n"),
+          field("s"),
+          field("se"),
+          field("pad"),
+          from_middle ? SqueezeFrom::middle : SqueezeFrom::input,
+          item<bool>(dict, "bias", where)};
 }
 
 std::shared_ptr<CompiledSpace> compile(const std::vector<py::dict>& variables, const std::vector<py::dict>& rows,
@@ -163,6 +176,14 @@ void bind_space(py::module_& module) {
   module.attr("COSTS") = names(cost_names);
   module.attr("BLOCK_COLUMNS") = names(block_columns);
   module.attr("BLOCK_KINDS") = names(block_kind_names);
+  module.def(
+      "round_channels",
+      [](double channels) {
+        if (!(channels >= 0 && channels <= most_rounded))
+          refuse("channels is ", channels, "; allowed are 0 to ", most_rounded);
+        return round_channels(channels);
+      },
+      py::arg("channels"));
   py::class_<CompiledSpace, std::shared_ptr<CompiledSpace>>(module, "Space")
       .def(py::init(&compile), py::arg("variables"), py::arg("rows"), py::arg("resolution"), py::arg("input_channels"))
       .def("sample", &sample_genomes, py::arg("n"), py::arg("seed"), py::arg("lower"), py::arg("upper"),

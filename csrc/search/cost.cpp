@@ -43,26 +43,34 @@ std::int64_t padding_of(const Space& space, const std::uint8_t* genome, const Ro
 std::int64_t output_size(const Space& space, const std::uint8_t* genome, std::size_t index, bool first,
                          std::int64_t in_size) {
   const Row& row = space.rows()[index];
-  if (!row.is_convolution()) return 1;
+  if (row.is_pooled()) return 1;
+  const std::int64_t stride = first ? space.integer(row.stride, genome) : 1;
+  if (row.kind == BlockKind::skip) return convolved_size(index, in_size, 1, stride, 0);
   const std::int64_t kernel = space.integer(first ? row.kernel : row.kernel_rest, genome);
-  return convolved_size(index, in_size, kernel, first ? space.integer(row.stride, genome) : 1,
-                        padding_of(space, genome, row, kernel));
+  return convolved_size(index, in_size, kernel, stride, padding_of(space, genome, row, kernel));
 }
 
-void count_mbconv(Tally& tally, Block& block, double expansion, bool squeeze) {
+// A quarter, computed from the rounded width as the released models do.
+std::int64_t hidden_channels(std::int64_t mid, double expansion, SqueezeFrom from) {
+  const double quarter = static_cast<double>(mid) * 0.25;
+  return round_channels(std::trunc(from == SqueezeFrom::middle ? quarter : quarter / expansion));
+}
+
+// The depthwise convolution makes `splits` maps of every channel; squeeze-and-excite is the attention of one split.
+void count_mbconv(Tally& tally, Block& block, double expansion, std::int64_t splits, SqueezeFrom from) {
   const std::int64_t mid = round_channels(static_cast<double>(block.in_channels) * expansion);
   const std::int64_t in_area = product({block.in_size, block.in_size});
   const std::int64_t out_area = product({block.out_size, block.out_size});
   block.mid_channels = mid;
   if (mid != block.in_channels) tally.layer(product({block.in_channels, mid}), in_area, 0, mid);
-  tally.layer(product({block.kernel, block.kernel, mid}), out_area, 0, mid);
-  if (squeeze) {
-    // A quarter of the channels before the expansion, computed from the rounded width as the released models do.
-    const auto hidden = round_channels(std::trunc(static_cast<double>(mid) * 0.25 / expansion));
+  const std::int64_t depthwise = product({std::max<std::int64_t>(splits, 1), mid});
+  tally.layer(product({block.kernel, block.kernel, depthwise}), out_area, 0, depthwise);
+  if (splits > 0) {
+    const std::int64_t hidden = hidden_channels(mid, expansion, from);
     block.se_channels = hidden;
-    tally.pool(product({mid, out_area}));
+    tally.pool(product({mid, out_area}));  // of the sum over the splits
     tally.layer(product({mid, hidden}), 1, hidden, 0);
-    tally.layer(product({hidden, mid}), 1, mid, 0);
+    tally.layer(product({hidden, depthwise}), 1, depthwise, 0);
   }
   tally.layer(product({mid, block.channels}), out_area, 0, block.channels);
 }
@@ -92,9 +100,9 @@ Block count_block(const Space& space, const std::uint8_t* genome, std::size_t in
   block.channels = space.integer(row.channels, genome);
   block.in_size = in_size;
   block.kernel = block.stride = 1;
+  if (!row.is_pooled() && first) block.stride = space.integer(row.stride, genome);
   if (row.is_convolution()) {
     block.kernel = space.integer(first ? row.kernel : row.kernel_rest, genome);
-    block.stride = first ? space.integer(row.stride, genome) : 1;
     block.padding = padding_of(space, genome, row, block.kernel);
   }
   block.out_size = output_size(space, genome, index, first, in_size);
@@ -104,11 +112,11 @@ Block count_block(const Space& space, const std::uint8_t* genome, std::size_t in
   switch (row.kind) {
     case BlockKind::conv:
       tally.layer(product({block.kernel, block.kernel, in_channels, block.channels}),
-                  product({block.out_size, block.out_size}), block.channels, block.channels);
+                  product({block.out_size, block.out_size}), row.bias ? block.channels : 0, block.channels);
       break;
     case BlockKind::mbconv:
       count_mbconv(tally, block, space.value(first ? row.expansion : row.expansion_rest, genome),
-                   space.integer(row.squeeze, genome) != 0);
+                   space.integer(row.squeeze, genome), row.squeeze_from);
       break;
     case BlockKind::mbpool: {
       const auto mid = round_channels(static_cast<double>(in_channels) * space.value(row.expansion, genome));
@@ -121,6 +129,11 @@ Block count_block(const Space& space, const std::uint8_t* genome, std::size_t in
     case BlockKind::fc:
       tally.pool(product({in_channels, in_area}));
       tally.layer(product({in_channels, block.channels}), 1, block.channels, 0);
+      break;
+    case BlockKind::skip:  // the identity, which costs nothing, where it can be
+      if (block.stride != 1 || block.channels != in_channels)
+        tally.layer(product({in_channels, block.channels}), product({block.out_size, block.out_size}), 0,
+                    block.channels);
       break;
   }
   block.costs = tally.costs;

@@ -37,12 +37,12 @@ bool kernel_shapes_output(const Space& space, const Row& row) {
 
 // Adds the variables that the size of the row's output depends on, given those its input size depends on.
 void insert_size_variables(const Space& space, const Row& row, Variables& size) {
-  if (!row.is_convolution()) {
-    size.clear();  // pooled to 1 x 1
+  if (row.is_pooled()) {
+    size.clear();
     return;
   }
   insert(size, {row.stride});
-  if (!kernel_shapes_output(space, row)) return;
+  if (!row.is_convolution() || !kernel_shapes_output(space, row)) return;
   insert(size, {row.kernel, row.padding});
   if (can_repeat(space, row)) insert(size, {row.kernel_rest, row.repeats});
 }
@@ -158,7 +158,8 @@ CostTables::CostTables(const Space& space) {
     Variables first = size;
     if (index > 0) insert(first, {space.rows()[index - 1].channels});
     insert(first, {row.channels});
-    if (row.is_convolution()) insert(first, {row.kernel, row.stride, row.padding});
+    if (!row.is_pooled()) insert(first, {row.stride});
+    if (row.is_convolution()) insert(first, {row.kernel, row.padding});
     if (row.kind == BlockKind::mbconv) insert(first, {row.squeeze});
     if (row.kind == BlockKind::mbconv || row.kind == BlockKind::mbpool) insert(first, {row.expansion});
     terms.push_back(pruned(

@@ -16,6 +16,7 @@ constexpr double most_pixels = 1 << 14;
 constexpr double most_kernel = 255;
 constexpr double most_repeats = 1024;
 constexpr double most_expansion = 64;
+constexpr double most_splits = 4;
 
 bool can_repeat(const std::vector<double>& repeats) {
   for (const double value : repeats)
@@ -84,12 +85,16 @@ void Space::check_row(std::size_t index) const {
   const std::string where = text("row ", index, " (", block_kind_names[static_cast<std::size_t>(row.kind)], "): ");
   check_field(where + "c", row.channels, 1, most_channels, true);
   check_field(where + "n", row.repeats, 1, row.is_convolution() ? most_repeats : 1, true);
+  if (!row.is_pooled()) check_field(where + "s", row.stride, 1, most_kernel, true);
   if (row.is_convolution()) {
     check_field(where + "k", row.kernel, 1, most_kernel, true);
-    check_field(where + "s", row.stride, 1, most_kernel, true);
     check_field(where + "pad", row.padding, -1, most_kernel, true);
   }
-  if (row.kind == BlockKind::mbconv) check_field(where + "se", row.squeeze, 0, 1, true);
+  if (row.kind == BlockKind::mbconv) {
+    check_field(where + "se", row.squeeze, 0, most_splits, true);
+    for (const double splits : values(row.squeeze))
+      if (splits == 3) refuse(where, "se can be 3; allowed are 0, 1, 2 and 4");
+  }
   if (row.kind == BlockKind::mbconv || row.kind == BlockKind::mbpool)
     check_field(where + "e", row.expansion, 1.0 / most_expansion, most_expansion, false);
   if (can_repeat(values(row.repeats))) {

@@ -27,16 +27,23 @@ struct Field {
 
 inline constexpr std::size_t most_variables = 1000;
 
-enum class BlockKind { conv, mbconv, mbpool, fc };
-inline constexpr const char* block_kind_names[] = {"conv", "mbconv", "mbpool", "fc"};
+enum class BlockKind { conv, mbconv, mbpool, fc, skip };
+inline constexpr const char* block_kind_names[] = {"conv", "mbconv", "mbpool", "fc", "skip"};
+
+// Whose quarter the hidden width of squeeze-and-excite and of Split-Attention is: that of the channels before the
+// expansion (FBNetV3) or of those after it (FBNetV2).
+enum class SqueezeFrom { input, middle };
 
 // `kernel`, `expansion` and `stride` are the first block's; the remaining blocks have stride 1. Padding -1 is kernel
-// / 2.
+// / 2. `squeeze` is the number of splits: 0 none, 1 squeeze-and-excite, 2 or 4 Split-Attention. `bias` is a conv's.
 struct Row {
   BlockKind kind;
   Field kernel, kernel_rest, expansion, expansion_rest, channels, repeats, stride, squeeze, padding;
+  SqueezeFrom squeeze_from;
+  bool bias;
 
   bool is_convolution() const { return kind == BlockKind::conv || kind == BlockKind::mbconv; }
+  bool is_pooled() const { return kind == BlockKind::mbpool || kind == BlockKind::fc; }  // to 1 x 1
 };
 
 class Space {

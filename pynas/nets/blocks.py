@@ -52,12 +52,15 @@ class StochasticDepth(nn.Module):
 class ConvBlock(nn.Module):
     """The stem: k x k convolution with bias, batch-norm, activation.
 
-    The bias is redundant before a batch-norm, but the released models carry it and their parameter counts include it.
+    The bias is redundant before a batch-norm, but the released models carry it and their parameter counts include it;
+    a row's `bias` may leave it out.
     """
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(block.in_channels, block.channels, block.kernel, block.stride, block.padding)
+        self.conv = nn.Conv2d(
+            block.in_channels, block.channels, block.kernel, block.stride, block.padding, bias=block.bias
+        )
         self.norm = nn.BatchNorm2d(block.channels)
         self.act = activation(block.act)
 
@@ -80,25 +83,59 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
 
 
+class SplitAttention(nn.Module):
+    """Sums `splits` maps of each channel with weights computed from all channels' means (ResNeSt, Zhang et al. 2020).
+
+    Takes (N, channels * splits, H, W) as a grouped convolution with one group a channel makes it: the splits of a
+    channel stand side by side. Returns (N, channels, H, W). `expand` computes the weights' logits split by split, as
+    ResNeSt does (radix-major), and softmax makes the weights of a channel's splits add up to one. With one split there
+    is nothing to choose between: the gate is hsigmoid's, and the module is squeeze-and-excite.
+    """
+
+    def __init__(self, channels: int, hidden: int, splits: int, act: str) -> None:
+        super().__init__()
+        self.channels = channels
+        self.splits = splits
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.act = activation(act)
+        self.expand = nn.Conv2d(hidden, splits * channels, 1)
+        self.gate = nn.Softmax(dim=1) if splits > 1 else nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = x.unflatten(1, (self.channels, self.splits))  # (N, C, splits, H, W)
+        logits = self.expand(self.act(self.reduce(self.pool(maps.sum(2)))))
+        weights = self.gate(logits.unflatten(1, (self.splits, self.channels))).transpose(1, 2)  # (N, C, splits, 1, 1)
+        return (maps * weights).sum(2)
+
+    def extra_repr(self) -> str:
+        return f"splits={self.splits}"
+
+
 class MBConv(nn.Module):
     """Inverted residual block (Sandler et al. 2018): expand 1x1, depthwise k x k, squeeze-and-excite, project 1x1.
 
-    The expansion is left out where it would not widen; the projection has no activation. `drop` is the rate of
-    stochastic depth, used only where the block has a residual connection: without one a dropped branch leaves nothing.
+    With Split-Attention in the place of squeeze-and-excite the depthwise convolution has as many kernels a channel as
+    there are splits (FP-NAS, Figure 2). The expansion is left out where it would not widen; the projection has no
+    activation. `drop` is the rate of stochastic depth, used only where the block has a residual connection: without one
+    a dropped branch leaves nothing.
     """
 
     def __init__(self, block: Block, drop: float = 0.0) -> None:
         super().__init__()
         mid = block.mid_channels
+        maps = mid * max(block.splits, 1)
         layers: list[nn.Module] = []
         if mid != block.in_channels:
             layers += [nn.Conv2d(block.in_channels, mid, 1, bias=False), nn.BatchNorm2d(mid), activation(block.act)]
         layers += [
-            nn.Conv2d(mid, mid, block.kernel, block.stride, block.padding, groups=mid, bias=False),
-            nn.BatchNorm2d(mid),
+            nn.Conv2d(mid, maps, block.kernel, block.stride, block.padding, groups=mid, bias=False),
+            nn.BatchNorm2d(maps),
             activation(block.act),
         ]
-        if block.se_channels:
+        if block.splits > 1:
+            layers.append(SplitAttention(mid, block.se_channels, block.splits, block.act))
+        elif block.se_channels:
             layers.append(SqueezeExcite(mid, block.se_channels, block.act))
         layers.append(nn.Conv2d(mid, block.channels, 1, bias=False))
         self.branch = nn.Sequential(*layers)
@@ -109,6 +146,24 @@ class MBConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.branch(x))
         return x + self.drop(y) if self.residual else y
+
+
+class SkipBlock(nn.Module):
+    """A block left out: the identity where shapes allow, else 1x1 convolution without bias, batch-norm, activation.
+
+    Stochastic depth does not apply: there is no branch to drop.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.identity = block.identity
+        if not self.identity:
+            self.conv = nn.Conv2d(block.in_channels, block.channels, 1, block.stride, bias=False)
+            self.norm = nn.BatchNorm2d(block.channels)
+            self.act = activation(block.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.identity else self.act(self.norm(self.conv(x)))
 
 
 class MBPool(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pynas.errors import PynasError
-from pynas.nets.blocks import ConvBlock, Head, MBConv, MBPool
+from pynas.nets.blocks import ConvBlock, Head, MBConv, MBPool, SkipBlock
 from pynas.space.architecture import Architecture, Block, Recipe
 
 LINEAR_STD = 0.01  # of the classifier's weights: logits start near zero, the first loss near log(classes)
@@ -40,12 +40,14 @@ class Network(nn.Module):
                     ramp = mbconvs / (inner - 1) if inner > 1 else 1.0
                     layers.append(MBConv(block, drop=stochastic_depth * ramp))
                     mbconvs += 1
+                case "skip":
+                    layers.append(SkipBlock(block))
                 case "mbpool":
                     layers.append(MBPool(block))
                 case "fc":
                     layers.append(Head(block, dropout))
                 case kind:
-                    raise PynasError(f"block {position}: got kind {kind!r}, allowed are conv, mbconv, mbpool, fc")
+                    raise PynasError(f"block {position}: got kind {kind!r}, allowed are conv, mbconv, skip, mbpool, fc")
         self.blocks = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from pynas import _core
 
 FIELDS = ("k", "k_rest", "e", "e_rest", "c", "n", "s", "se", "pad")
 DEFAULTS = {"k": 3, "e": 1, "c": 16, "n": 1, "s": 1, "se": 0, "pad": -1}
+FIXED = {"se_from": "in", "bias": True}
 UNBOUNDED = (np.zeros(4, np.int64), np.full(4, np.iinfo(np.int64).max))
 
 
@@ -56,7 +57,8 @@ class Declaration:
                 fields[name] = fields[base]
             else:
                 fields[name] = self.field(f"{name}{number}", given.get(name, DEFAULTS[base]))
-        self.rows.append({"block": block, **fields})
+        fixed = {name: given.get(name, value) for name, value in FIXED.items()}
+        self.rows.append({"block": block, **fixed, **fields})
         return fields
 
     def compile(self, resolution: Any = 224, input_channels: int = 3) -> Any:

@@ -46,15 +46,21 @@ def count_by_hand(table: Declaration, resolution: tuple[int, float], genome: np.
             out = (size + 2 * (k // 2 if pad < 0 else pad) - k) // stride + 1
             mid = div8(width * e)
             if row["block"] == "conv":
-                layer(k * k * width * channels, out * out, channels, channels)
+                layer(k * k * width * channels, out * out, channels if row["bias"] else 0, channels)
+            elif row["block"] == "skip":
+                out = -(-size // stride)
+                if stride > 1 or width != channels:
+                    layer(width * channels, out * out, 0, channels)
             elif row["block"] == "mbconv":
                 if mid != width:
                     layer(width * mid, size * size, 0, mid)
-                layer(k * k * mid, out * out, 0, mid)
-                if value(row["se"]):
-                    hidden = div8(int(mid * 0.25 / e))
+                splits = int(value(row["se"]))
+                maps = mid * max(splits, 1)
+                layer(k * k * maps, out * out, 0, maps)
+                if splits:
+                    hidden = div8(int(mid * 0.25 / e)) if row["se_from"] == "in" else div8(int(0.25 * mid))
                     pooled += mid * out * out
-                    layer(2 * mid * hidden, 1, hidden + mid, 0)
+                    layer(mid * hidden + hidden * maps, 1, hidden + maps, 0)
                 layer(mid * channels, out * out, 0, channels)
             elif row["block"] == "mbpool":
                 layer(width * mid, size * size, 0, mid)
@@ -85,10 +91,15 @@ def declarations(draw):
     kernels = numbers([3, 5, [3, 5], [2, 5, 4], tied])
     expansions = numbers([1, 1.79, 5.46, [1, 2.5], range(2, 5), tied])
     for _ in range(draw(st.integers(1, 4))):
-        block = draw(numbers(["conv", "mbconv", "mbconv"]))
+        block = draw(numbers(["conv", "mbconv", "mbconv", "skip"]))
+        if block == "skip":
+            strides = numbers([1, 1, 2, [1, 2]])
+            table.row("skip", c=draw(numbers([16, 24, range(16, 25, 4), [8, 40]])), s=draw(strides))
+            continue
         fields = {"k": draw(kernels), "c": draw(numbers([12, range(16, 25, 4), [8, 40]])), "s": draw(numbers([1, 2]))}
         fields |= {"n": draw(numbers([1, 3, range(1, 4)])), "pad": draw(numbers([-1, -1, 1, 2, [-1, 1]]))}
-        fields |= {"k_rest": draw(kernels), "se": draw(numbers([0, 1, [0, 1]]))}
+        fields |= {"k_rest": draw(kernels), "se": draw(numbers([0, 1, 2, 4, [0, 1], [0, 1, 2, 4]]))}
+        fields |= {"se_from": draw(numbers(["in", "mid"])), "bias": draw(st.booleans())}
         table.row(block, **fields, e=draw(expansions), e_rest=draw(expansions))
     if draw(st.booleans()):
         table.row("mbpool", e=draw(numbers([6, [2, 3]])), c=draw(numbers([64, [32, 48]])))
@@ -112,6 +123,55 @@ def test_tables_equal_blocks_and_the_rule_by_hand(declared, seed):
         assert count_by_hand(table, resolution, genome) == tuple(cost)
     lowest, highest = space.cost_range().T
     assert (lowest <= highest).all()
+
+
+def test_a_skip_costs_nothing_where_it_is_the_identity():
+    table = Declaration()
+    table.row("conv", c=16)
+    table.row("skip", c=[16, 24], s=[1, 2])
+    table.row("skip", c=16)
+    table.row("fc", c=10)
+    space = table.compile(9)
+    column = {name: i for i, name in enumerate(_core.BLOCK_COLUMNS)}
+    for wider, strided in product(range(2), range(2)):
+        blocks = space.blocks(np.array([wider, strided], np.uint8))
+        first, second = blocks[1], blocks[2]
+        width, out = (24 if wider else 16), (5 if strided else 9)
+        assert first[column["out_size"]] == second[column["out_size"]] == out
+        assert first[column["kernel"]] == 1
+        assert first[column["padding"]] == 0
+        weights = 16 * width if wider or strided else 0
+        norms = 2 * width if wider or strided else 0
+        assert first[SUMS].tolist() == [weights * out * out] * 2 + [weights, weights + norms]
+        assert second[SUMS].any() == wider
+
+
+def test_split_attention_of_one_split_is_squeeze_and_excite_and_more_splits_add_their_kernels():
+    def block(se, se_from="in"):
+        table = Declaration()
+        table.row("mbconv", c=16, e=6, k=5, s=2, se=se, se_from=se_from)
+        return table.compile(14, input_channels=16).blocks(np.zeros(0, np.uint8))[0]
+
+    none, one, two, four = (block(se)[SUMS] for se in (0, 1, 2, 4))
+    mid, hidden, area = 96, 8, 49
+    assert (one - none).tolist() == [
+        *(2 * mid * hidden + mid * area, 2 * mid * hidden),
+        *(2 * mid * hidden, 2 * mid * hidden + mid + hidden),
+    ]
+    kernels, logits = 25 * mid, hidden * mid
+    step = [kernels * area + logits] * 2 + [kernels + logits, kernels + logits + 2 * mid + mid]
+    assert (two - one).tolist() == step
+    assert (four - two).tolist() == [2 * value for value in step]
+    hidden_of = _core.BLOCK_COLUMNS.index("se_channels")
+    assert (block(2)[hidden_of], block(2, "mid")[hidden_of]) == (8, 24)
+
+
+def test_round_channels_is_the_papers_rounding():
+    for tenths in range(4000):
+        assert _core.round_channels(tenths / 10) == div8(tenths / 10)
+    for wrong in (-1, math.nan, math.inf, 1e16):
+        with pytest.raises(ValueError, match=r"channels is .*; allowed are 0 to 1e\+15"):
+            _core.round_channels(wrong)
 
 
 def test_costs_need_64_bits():
@@ -277,12 +337,17 @@ def test_wrong_variables(declared, told):
 @pytest.mark.parametrize(
     ("block", "fields", "told"),
     [
-        ("skip", {}, 'block is "skip"; allowed are conv, mbconv, mbpool and fc'),
+        ("pool", {}, 'block is "pool"; allowed are conv, mbconv, mbpool, fc and skip'),
         ("conv", {"c": (5, 0.0)}, "refers to variable 5; there are 1 variables"),
         ("conv", {"c": (0, 0.0)}, "only architecture variables"),
         ("conv", {"k": 2.5}, "k can be 2.5; allowed are whole numbers"),
         ("conv", {"n": 0}, "n can be 0"),
-        ("mbconv", {"se": [0, 2]}, "se can be 2"),
+        ("mbconv", {"se": [0, 5]}, "se can be 5; allowed are whole numbers from 0 to 4"),
+        ("mbconv", {"se": [0, 3]}, "se can be 3; allowed are 0, 1, 2 and 4"),
+        ("mbconv", {"se_from": "out"}, '"se_from" is "out"; allowed are "in" and "mid"'),
+        ("conv", {"bias": "yes"}, "\"bias\" is 'yes', which is of the wrong type"),
+        ("skip", {"n": 2}, "n can be 2; allowed are whole numbers from 1 to 1"),
+        ("skip", {"s": 0}, "s can be 0"),
         ("mbconv", {"e": 0}, "e can be 0"),
         ("fc", {"n": 2}, "n can be 2; allowed are whole numbers from 1 to 1"),
         ("conv", {"k": [3, 9], "pad": 0}, "8 x 8 with padding 0 is smaller than the kernel 9"),

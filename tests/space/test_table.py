@@ -150,7 +150,8 @@ def test_pinning_takes_a_variable_out_and_refuses_what_is_not_there() -> None:
 
 def test_every_shipped_network_leaves_no_choice() -> None:
     names = sorted(path.stem for path in ZOO.glob("*.yaml"))
-    assert names == [f"fbnetv3_{letter}" for letter in "abcdefg"]
+    fbnetv2 = [f"fbnetv2_{network}" for network in ("f1", "f2", "f3", "f4", "l1", "l2", "l3")]
+    assert names == fbnetv2 + [f"fbnetv3_{letter}" for letter in "abcdefg"]
     assert not any(read_table(name).variables for name in names)
 
 
