@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pynas.errors import PynasError, SearchStopped
     from pynas.nars.evolve import EvolutionResult, evolve
+    from pynas.nets.load import load_model
+    from pynas.nets.weights import save_model
     from pynas.predict.predictor import Predictor
     from pynas.space.architecture import Architecture, Recipe
     from pynas.space.budget import Budget
@@ -29,7 +31,9 @@ _HOME = {
     "SearchStopped": "pynas.errors",
     "Space": "pynas.space.space",
     "evolve": "pynas.nars.evolve",
+    "load_model": "pynas.nets.load",
     "load_space": "pynas.space.space",
+    "save_model": "pynas.nets.weights",
 }
 
 __all__ = [
@@ -42,7 +46,9 @@ __all__ = [
     "SearchStopped",
     "Space",
     "evolve",
+    "load_model",
     "load_space",
+    "save_model",
 ]
 
 

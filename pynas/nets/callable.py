@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from torch import nn
 
 from pynas.errors import PynasError
+from pynas.nets.load import add_working_directory
 
 # What we call a keyword, and what a function may call it; the first that its signature has is given.
 KEYWORDS = {
@@ -62,13 +61,6 @@ def call(spec: str, values: Mapping[str, Any], seed: int) -> nn.Module:
         names = " or ".join(KEYWORDS[key])
         warnings.warn(f"model {spec}: takes no {names}, so {key} {value} has no effect", stacklevel=2)
     return module
-
-
-def add_working_directory() -> None:
-    """Make modules in the working directory importable, as ``python -m`` does."""
-    here = os.getcwd()
-    if "" not in sys.path and here not in sys.path:
-        sys.path.insert(0, here)
 
 
 def _find(spec: str) -> Callable[..., Any]:

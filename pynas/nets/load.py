@@ -9,17 +9,17 @@ without the file it came from. This module imports no torch of itself.
 from __future__ import annotations
 
 import math
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pynas.errors import PynasError
 from pynas.space.architecture import Architecture, Recipe
-from pynas.space.space import load_space
+from pynas.space.space import load_design
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,7 +76,8 @@ class ModelSpec:
         (for who loads other weights anyway). `features_only` gives a `FeatureNetwork`; `out_strides` chooses its maps.
         Raises PynasError where the function fails or the weights do not fit.
         """
-        network = self._make(self._rates(dropout, stochastic_depth), seed)
+        rates = {"dropout": dropout, "stochastic_depth": stochastic_depth}
+        network = self._make({key: rate or self.keywords.get(key, 0.0) for key, rate in rates.items()}, seed)
         if self.weights is not None and restore:
             from pynas.nets.weights import restore as restore_weights
 
@@ -90,40 +91,51 @@ class ModelSpec:
             raise PynasError(f"model {self.name}: out_strides is for features_only")
         return network
 
-    def _rates(self, dropout: float, stochastic_depth: float) -> dict[str, float]:
-        rates = {"dropout": dropout, "stochastic_depth": stochastic_depth}
-        return {key: rate or self.keywords.get(key, 0.0) for key, rate in rates.items()}
-
-    def _make(self, rates: dict[str, float], seed: int) -> nn.Module:
+    def _make(self, rates: dict[str, Any], seed: int) -> nn.Module:
+        made = replace(self, weights=None)
         network: nn.Module
         if self.architecture is not None:
             from pynas.nets.build import build
 
-            blocks = self.architecture.blocks()
-            network = build(blocks, dropout=rates["dropout"], stochastic_depth=rates["stochastic_depth"], seed=seed)
+            network = build(self.architecture.blocks(), **rates, seed=seed)
         elif self.resnet is not None:
             from pynas.nets.resnet import resnet18
 
-            width, depth = self.resnet
-            network = resnet18(
-                width,
-                depth,
-                classes=self.classes or 1000,
-                input_channels=self.input_channels or 3,
-                small_input=self.small_input,
-                dropout=rates["dropout"],
-                stochastic_depth=rates["stochastic_depth"],
-                seed=seed,
-            )
+            network = resnet18(**self._sizes(), **rates, seed=seed)
         elif self.function is not None:
             from pynas.nets.callable import call
 
-            asked = {"classes": self.classes, "input_channels": self.input_channels}
-            asked |= {"small_input": self.small_input or None}
-            network = call(self.function, asked | rates, seed)
+            network = call(self.function, self._sizes() | rates, seed)
+            made = replace(made, keywords=rates)
         else:
             raise PynasError(f"model {self.name}: has no architecture, no function and no ResNet")
+        object.__setattr__(network, "pynas_model", made)  # what save_model writes
         return network
+
+    def _sizes(self) -> dict[str, Any]:
+        sizes: dict[str, Any] = {
+            "classes": self.classes,
+            "input_channels": self.input_channels,
+            "small_input": self.small_input,
+        }
+        if self.resnet is not None:
+            sizes["width"], sizes["depth"] = self.resnet
+        return {key: value for key, value in sizes.items() if value is not None}
+
+    def skeleton(self) -> nn.Module | None:
+        """The module without values (on the meta device), for names and shapes; None for a function."""
+        import torch
+
+        with torch.device("meta"):
+            if self.architecture is not None:
+                from pynas.nets.build import Network
+
+                return Network(self.architecture.blocks())
+            if self.resnet is not None:
+                from pynas.nets.resnet import ResNet
+
+                return ResNet(**self._sizes())
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, from which `from_dict` makes an equal spec."""
@@ -172,43 +184,129 @@ def read_model(
     Raises PynasError for a name that stands for nothing and for what the model cannot be given.
     """
     text = str(name)
-    for key, value in (("resolution", resolution), ("classes", classes), ("input_channels", input_channels)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise PynasError(f"model {text}: {key}: got {value!r}, allowed are whole numbers of at least 1")
-    found = RESNET.fullmatch(text)
-    if not found and not FUNCTION.fullmatch(text):
-        architecture, recipe = _read_table(text, genome)
-        rows = architecture.rows
-        if classes is not None:
-            rows = (*rows[:-1], replace(rows[-1], c=classes))
-        architecture = replace(
-            architecture,
-            rows=rows,
-            resolution=resolution or architecture.resolution,
-            input_channels=input_channels or architecture.input_channels,
-        )
-        return ModelSpec.of(architecture, name=text, recipe=recipe)
-    for key, given in (("genome", genome), ("padding", padding)):
-        if given is not None:
-            raise PynasError(f"model {text}: {key}: got {given!r}, but the model is no table")
-    if found:
+    if isinstance(name, str) and FUNCTION.fullmatch(text):
+        _refuse(text, genome=genome, padding=padding)
+        add_working_directory()  # already here, since executors hand on the path to their workers
+        sizes = _sizes(text, resolution=resolution, classes=classes, input_channels=input_channels)
+        return ModelSpec(text, function=text, small_input=small_input, **sizes)
+    if found := RESNET.fullmatch(text):
+        _refuse(text, genome=genome, padding=padding)
         width, depth = (_multiplier(text, group) for group in found.groups())
-        return ModelSpec(
-            text,
-            resnet=(width, depth),
-            resolution=resolution or (32 if small_input else 224),
-            classes=classes or 1000,
-            input_channels=input_channels or 3,
+        sizes = {"resolution": 32 if small_input else 224, "classes": 1000, "input_channels": 3}
+        sizes |= _sizes(text, resolution=resolution, classes=classes, input_channels=input_channels)
+        return ModelSpec(text, resnet=(width, depth), small_input=small_input, **sizes)
+    if text.endswith(WEIGHTS):
+        return _read_weights(text, genome, resolution, classes, input_channels, padding, small_input)
+    try:
+        architecture, recipe = load_design(name, genome)
+        changed = architecture.with_(
+            resolution=resolution,
+            classes=classes,
+            input_channels=input_channels,
+            padding=padding,
             small_input=small_input,
         )
-    return ModelSpec(
-        text,
-        function=text,
+        changed.blocks()  # refuses what cannot be computed, for instance a map smaller than a kernel
+    except PynasError as error:
+        if str(error).startswith("no table"):
+            ours = f"{', '.join(RESNETS)}, a weights file (*{WEIGHTS}) and package.module:function"
+            raise PynasError(f"{error}; also allowed as a model: {ours}") from None
+        raise
+    return ModelSpec.of(changed, name=text, recipe=recipe)
+
+
+def load_model(
+    name: str | Path,
+    *,
+    genome: str | Sequence[int] | None = None,
+    resolution: int | None = None,
+    classes: int | None = None,
+    input_channels: int | None = None,
+    padding: str | None = None,
+    small_input: bool = False,
+    features_only: bool = False,
+    out_strides: Sequence[int] | None = None,
+    dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
+    seed: int = 0,
+) -> nn.Module:
+    """A network as a torch module on the CPU, float32, in training mode: images (N, channels, H, W) to (N, classes).
+
+    `name` is a network of the zoo (``"fbnetv3_a"``), the path of a table without choices (a search's winner), a table
+    with choices together with a `genome` (``"0,1,3"`` or whole numbers), a weights file (``*.safetensors``, whose
+    weights are restored), ``"resnet18"``, ``"resnet18_1.4x_width"``, ``"resnet18_2x_depth"``, or a function that
+    returns a module, as ``"package.module:function"``.
+
+    `resolution` (pixels), `classes` and `input_channels` replace the network's own; a weights file's classes and
+    channels are fixed. ``padding="same"`` pads every convolution by k // 2; `small_input` gives the variant for images
+    of 28 to 32 pixels. `features_only` returns a `FeatureNetwork`: the maps at strides 4, 8, 16, 32, or at
+    `out_strides`. `dropout` is the probability before the classifier, `stochastic_depth` the drop rate of the last
+    block.
+
+    Initial weights depend on the network and on `seed` alone; torch's global random state is left as it was. Raises
+    PynasError for whatever is wrong with the name, a value, the file or the function.
+    """
+    spec = read_model(
+        name,
+        genome=genome,
         resolution=resolution,
         classes=classes,
         input_channels=input_channels,
+        padding=padding,
         small_input=small_input,
     )
+    return spec.build(
+        dropout=dropout,
+        stochastic_depth=stochastic_depth,
+        seed=seed,
+        features_only=features_only,
+        out_strides=out_strides,
+    )
+
+
+def add_working_directory() -> None:
+    """Make modules in the working directory importable, as ``python -m`` does."""
+    here = os.getcwd()
+    if "" not in sys.path and here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _sizes(name: str, **values: int | None) -> dict[str, Any]:
+    for key, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise PynasError(f"model {name}: {key}: {value!r}; allowed: a whole number of at least 1")
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _refuse(name: str, **values: Any) -> None:
+    for key, value in values.items():
+        if value is not None:
+            raise PynasError(f"model {name}: {key}: got {value!r}, which is for tables only")
+
+
+def _read_weights(
+    name: str,
+    genome: Any,
+    resolution: int | None,
+    classes: int | None,
+    input_channels: int | None,
+    padding: str | None,
+    small_input: bool,
+) -> ModelSpec:
+    from pynas.nets.weights import read_weights
+
+    _refuse(name, genome=genome)
+    spec, _ = read_weights(name)
+    sizes = _sizes(name, resolution=resolution, classes=classes, input_channels=input_channels)
+    for key in ("classes", "input_channels"):
+        if key in sizes and getattr(spec, key) not in (None, sizes[key]):
+            raise PynasError(f"{name}: {key}: got {sizes[key]}, but the weights are of {getattr(spec, key)} {key}")
+    if spec.architecture is not None:
+        architecture = spec.architecture.with_(resolution=resolution, padding=padding, small_input=small_input)
+        architecture.blocks()
+        return replace(spec, architecture=architecture, resolution=architecture.resolution)
+    _refuse(name, padding=padding, small_input=None if small_input == spec.small_input else small_input or None)
+    return replace(spec, **sizes)
 
 
 def _multiplier(name: str, text: str | None) -> float:
@@ -219,9 +317,3 @@ def _multiplier(name: str, text: str | None) -> float:
     if not value > 0:
         raise PynasError(f"model {name}: multiplier {text!r}; allowed are numbers above 0, as in {', '.join(RESNETS)}")
     return value
-
-
-def _read_table(name: str, genome: str | Sequence[int] | None) -> tuple[Architecture, Recipe | None]:
-    space = load_space(name)
-    genes = [0] * len(space.variables) if genome is None else list(map(int, genome))
-    return space.decode(np.array(genes, np.int64))
