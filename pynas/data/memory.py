@@ -139,7 +139,7 @@ class MemoryData:
             if self._augment != "none":
                 images = shift_and_flip(images, self._shift, self._flip, generator(self._seed, "shift", epoch, step))
             if self._augment == "autoaugment":
-                images = auto_augment(images, "cifar10", self._seed, epoch, step)
+                images = auto_augment(images, "cifar10", generator(self._seed, "autoaugment", epoch, step))
                 images = (images - self._mean) / self._deviation
             yield Batch(images.contiguous(memory_format=MEMORY_FORMAT), self._train_labels[chosen])
 

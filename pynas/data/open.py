@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from pynas.data.augment import Augmentation
+from pynas.data.augment import Augmentation, check_augmentation
 from pynas.data.batches import Batch, Data
 from pynas.data.config import IN_MEMORY, DataConfig
-from pynas.data.memory import MemoryData
+from pynas.data.images import Listing, arrange
+from pynas.data.memory import MemoryData, load, load_test
+from pynas.data.stream import StreamedData
 from pynas.errors import PynasError
 
-__all__ = ["Batch", "Data", "open_data"]
+__all__ = ["Batch", "Contents", "Data", "contents", "open_data"]
 
 
 def open_data(
@@ -30,14 +34,59 @@ def open_data(
 
     Raises PynasError where the data are not there or not as `config` says, and for batches larger than the data.
     """
-    if config.name not in IN_MEMORY:
-        raise PynasError(f"data.name: {config.name} cannot be read yet")
-    data: Data = MemoryData(
-        config, resolution=resolution, device=device, batch_size=batch_size, seed=seed, augment=augment
-    )
+    check_augmentation(augment)
+    data: Data
+    if config.name in IN_MEMORY:
+        data = MemoryData(
+            config, resolution=resolution, device=device, batch_size=batch_size, seed=seed, augment=augment
+        )
+    else:
+        data = StreamedData(
+            config,
+            arrange(config, find(config)),
+            resolution=resolution,
+            device=device,
+            batch_size=batch_size,
+            seed=seed,
+            augment=augment,
+            workers=workers,
+        )
     if data.train_images < batch_size:
         raise PynasError(
             f"training.batch_size: got {batch_size}, allowed are at most the {data.train_images} training images"
             " (data.train)"
         )
     return data
+
+
+def find(config: DataConfig) -> Listing:
+    """The images that lie at `config.path`, as they lie there; PynasError where they are not as they should be."""
+    try:
+        from pynas.data import decode, folder, shards
+
+        del decode
+    except ModuleNotFoundError as error:
+        raise PynasError(f"data.name: {config.name} needs {error.name}: pip install 'pynas-nars[train]'") from None
+    return (folder if config.name == "folder" else shards).find(config)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a configuration gives, without decoding an image: enough to tell whether a network fits it."""
+
+    name: str
+    classes: int
+    channels: int
+    images: dict[str, int]  # by part: "train", "validation" and, where there are, "test"
+
+
+def contents(config: DataConfig) -> Contents:
+    """What `open_data` would give. Raises PynasError as it does."""
+    if config.name in IN_MEMORY:
+        dataset = load(config)
+        images = {"train": len(dataset.train_labels), "validation": len(dataset.validation_labels)}
+        images["test"] = len(load_test(config)[1])
+        return Contents(config.name, dataset.classes, dataset.channels, images)
+    listing = arrange(config, find(config))
+    images = {part: len(found) for part, found in listing.parts.items()}
+    return Contents(config.name, len(listing.classes), config.channels or 3, images)
