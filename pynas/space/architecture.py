@@ -46,6 +46,16 @@ class Row:
         return dict(set_columns(self))
 
 
+def round_channels(channels: float) -> int:
+    """A width as networks have it: a multiple of 8, half up, at least 8 and never more than 5% below `channels`."""
+    from pynas.space.space import core
+
+    try:
+        return int(core().round_channels(channels))
+    except ValueError as error:
+        raise PynasError(str(error)) from None
+
+
 def plain_se(value: Any) -> Any:
     """One value for each meaning of `se`: False for N and 0, True for Y and 1, the number of splits above that."""
     return bool(value) if type(value) is int and value in (0, 1) else value

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     Genomes = NDArray[np.uint8]
 
 
-def _core() -> Any:
+def core() -> Any:
+    """The compiled core; where it is not built, an ImportError that says how to build it."""
     try:
         from pynas import _core
     except ImportError as error:
@@ -113,7 +114,7 @@ class Space:
         self.variables: tuple[Variable, ...] = table.variables
         self._index = {variable: i for i, variable in enumerate(self.variables)}
         try:
-            self.core = _core().Space(
+            self.core = core().Space(
                 [
                     {
                         "name": variable.name,
@@ -332,9 +333,9 @@ def table_of(architecture: Architecture, recipe: Recipe | None = None, name: str
 @lru_cache(maxsize=256)
 def blocks_of(architecture: Architecture) -> tuple[Block, ...]:
     """The blocks of a network with widths, sizes and costs; see `Architecture.blocks`."""
-    core = _core()
+    columns = core().BLOCK_COLUMNS
     table = Space(table_of(architecture)).core.blocks(np.zeros(0, np.uint8))
-    rows = [dict(zip(core.BLOCK_COLUMNS, map(int, line), strict=True)) for line in table]
+    rows = [dict(zip(columns, map(int, line), strict=True)) for line in table]
     blocks = []
     for values in rows:
         row = architecture.rows[values["row"]]

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from pynas.errors import PynasError
-from pynas.space.architecture import Recipe, Row, plain_se, short_repr
+from pynas.space.architecture import Architecture, Recipe, Row, plain_se, short_repr
 from pynas.space.cells import CellError, Choices, parse_cell
 
 COLUMNS = ("block", "k", "e", "c", "n", "s", "se", "act")
@@ -471,6 +471,18 @@ def format_rows(rows: Sequence[Row]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
+
+
+def format_network(
+    architecture: Architecture, recipe: Recipe | None = None, *, name: str, notes: Mapping[str, Any] | None = None
+) -> str:
+    """The text of a table without choices: a file that reads back as this network and recipe."""
+    head = {"name": name, "input_channels": architecture.input_channels, "resolution": architecture.resolution}
+    rows = "\n".join(f"  {line}" for line in format_rows(architecture.rows).splitlines())
+    tail: dict[str, Any] = {"recipe": recipe.to_dict()} if recipe else {}
+    tail |= {"notes": dict(notes)} if notes else {}
+    text = f"{yaml.safe_dump(head, sort_keys=False)}stages: |\n{rows}\n"
+    return text + (yaml.safe_dump(tail, sort_keys=False) if tail else "")
 
 
 def _text(value: float) -> str:
