@@ -163,6 +163,75 @@ def count(
 
 
 @app.command()
+def scale(
+    name: Annotated[str, typer.Argument(help="A network's name (fbnetv3_e), or the path of a table without choices.")],
+    flops: Annotated[str, typer.Option(help="How much the scaled network should cost, for instance 1200M.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="Write the network there, for count, train and studies.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(min=1, help="Growth of the depth with phi.")] = 1.2,
+    beta: Annotated[float, typer.Option(min=1, help="Growth of the width with phi.")] = 1.1,
+    gamma: Annotated[float, typer.Option(min=1, help="Growth of the resolution with phi.")] = 1.15,
+    genome: Annotated[
+        str | None, typer.Option(help="Choice indices, comma-separated, for a table with choices.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Scale a network in depth, width and resolution to a number of FLOPs (compound scaling)."""
+    from pynas.files import write_whole
+    from pynas.nets.scale import CLOSE, scale_to
+    from pynas.space.budget import format_amount, parse_amount
+    from pynas.space.space import load_design
+    from pynas.space.table import format_network
+
+    architecture, recipe = load_design(name, genome)
+    scaled = scale_to(architecture, recipe, flops=parse_amount(flops), alpha=alpha, beta=beta, gamma=gamma)
+    if out is not None:
+        notes = {"scaled_from": name, "phi": scaled.phi, "target": scaled.target, **scaled.architecture.cost()}
+        try:
+            write_whole(out, format_network(scaled.architecture, scaled.recipe, name=out.stem, notes=notes))
+        except OSError as error:
+            raise PynasError(f"{out}: cannot be written: {error.strerror}") from None
+    if json_:
+        _print_json(scaled.to_dict() | {"name": name, "file": str(out) if out else None})
+        return
+    print(f"{format_amount(scaled.flops)} FLOPs, {100 * scaled.error:+.1f}% from the target of {flops}")
+    print(f"phi {scaled.phi:.3f}: depth x {scaled.depth:.3f}, width x {scaled.width:.3f}, ", end="")
+    print(f"resolution x {scaled.resolution:.3f}\n{scaled.architecture}")
+    if scaled.recipe:
+        print(scaled.recipe)
+    if abs(scaled.error) > CLOSE:
+        print("no network of this scaling is nearer: blocks, channels and pixels are whole numbers")
+    if out:
+        print(f"written to {out}")
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(metavar="NETWORK", help="A weights file, a zoo name or any other model.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: *.onnx, or *.pt2 for torch.export.")],
+    format_: Annotated[str | None, typer.Option("--format", help="onnx or torch; by default the suffix tells.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Input size in pixels instead of the network's.")
+    ] = None,
+    genome: Annotated[str | None, typer.Option(help="Choice indices, for a table with choices.")] = None,
+    padding: Annotated[str | None, typer.Option(help="same: every padding is k // 2.")] = None,
+    json_: Json = False,
+) -> None:
+    """Export a network to ONNX or torch.export; a weights file brings its weights, a name initial ones."""
+    from pynas.nets.export import export_model
+    from pynas.nets.load import load_model
+
+    network = load_model(name, genome=genome, resolution=resolution, padding=padding)
+    report = export_model(network, out, format=format_, resolution=resolution)
+    if json_:
+        _print_json(report)
+    else:
+        shape = " x ".join(str(size or "batch") for size in report["input"])
+        print(f"{out}: {report['format']}, input {shape}, {report['bytes'] / 1e6:.1f} MB")
+
+
+@app.command()
 def report(study: StudyPath, json_: Json = False) -> None:
     """Write a study's HTML report anew and print its winners; works while the search runs."""
     from pynas.nars.answers import open_study
