@@ -86,7 +86,9 @@ class ModelSpec:
             from pynas.nets.features import FeatureNetwork
 
             inner = self.architecture.blocks() if self.architecture else ()
-            return FeatureNetwork(network, inner, out_strides=out_strides)
+            backbone = FeatureNetwork(network, inner, out_strides=out_strides)
+            object.__setattr__(backbone, "pynas_model", network.pynas_model)
+            return backbone
         if out_strides is not None:
             raise PynasError(f"model {self.name}: out_strides is for features_only")
         return network

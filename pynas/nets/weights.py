@@ -50,7 +50,7 @@ def save_model(
     """
     path = Path(path)
     network = unwrapped(network)
-    known = _spec_of(network)
+    known = spec_of(network)
     if architecture is not None:
         spec = ModelSpec.of(architecture)
     elif spec is None:
@@ -156,6 +156,8 @@ def placed(path: Path) -> Iterator[Path]:
 
     Raises PynasError where the folder does not take the file.
     """
+    if not path.parent.is_dir():
+        raise PynasError(f"{path}: cannot be written: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -173,7 +175,8 @@ def placed(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _spec_of(network: nn.Module) -> ModelSpec | None:
+def spec_of(network: nn.Module) -> ModelSpec | None:
+    """What `ModelSpec.build` made the network from; None where something else did."""
     found = getattr(network, "pynas_model", None)
     return found if isinstance(found, ModelSpec) else None
 
