@@ -232,6 +232,33 @@ def export(
 
 
 @app.command()
+def export(
+    name: Annotated[str, typer.Argument(metavar="NETWORK", help="A weights file, a zoo name or any other model.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: *.onnx, or *.pt2 for torch.export.")],
+    format_: Annotated[
+        str | None, typer.Option("--format", help="onnx or torch; by default the suffix tells.")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Input size in pixels instead of the network's.")
+    ] = None,
+    genome: Annotated[str | None, typer.Option(help="Choice indices, for a table with choices.")] = None,
+    padding: Annotated[str | None, typer.Option(help="same: every padding is k // 2.")] = None,
+    json_: Json = False,
+) -> None:
+    """Export a network to ONNX or torch.export; a weights file brings its weights, a name initial ones."""
+    from pynas.nets.export import export_model
+    from pynas.nets.load import load_model
+
+    network = load_model(name, genome=genome, resolution=resolution, padding=padding)
+    report = export_model(network, out, format=format_, resolution=resolution)
+    if json_:
+        _print_json(report)
+    else:
+        shape = " x ".join(str(size or "batch") for size in report["input"])
+        print(f"{out}: {report['format']}, input {shape}, {report['bytes'] / 1e6:.1f} MB")
+
+
+@app.command()
 def report(study: StudyPath, json_: Json = False) -> None:
     """Write a study's HTML report anew and print its winners; works while the search runs."""
     from pynas.nars.answers import open_study
