@@ -20,3 +20,18 @@ def small(resolution: int = 16, input_channels: int = 1, classes: int = 10) -> A
         Row("fc", None, None, classes, 1, 1, False, ACT),
     )
     return Architecture(rows, resolution, input_channels)
+
+
+def varied(act: str, splits: int, resolution: int = 19) -> Architecture:
+    """Everything that rows can say besides: skips of each kind, a stem without bias, both width rules, paddings."""
+    rows = (
+        Row("conv", (3, 3), None, 8, 1, 2, False, act, bias=False),
+        Row("skip", None, None, 8, 1, 1, False, act),
+        Row("mbconv", (5, 3), (1.0, 2.3), 16, 2, 2, splits, act, pad=1),
+        Row("skip", None, None, 24, 1, 1, False, act),
+        Row("mbconv", (3, 5), (4.5379, 1.7712), 24, 2, 1, splits, act, se_from="mid"),
+        Row("skip", None, None, 24, 1, 2, False, act),
+        Row("mbpool", None, (6.0, 6.0), 64, 1, 1, False, act),
+        Row("fc", None, None, 10, 1, 1, False, ""),
+    )
+    return Architecture(rows, resolution, 1)

@@ -57,6 +57,12 @@ def test_layers_follow_the_block() -> None:
     assert all(module.bias is None for module in second.branch if isinstance(module, torch.nn.Conv2d))
 
 
+def test_the_stems_bias_may_be_left_out() -> None:
+    plain = small().with_(stem_bias=False)
+    assert build(plain.blocks()).blocks[0].conv.bias is None
+    assert plain.cost()["parameters"] == small().cost()["parameters"] - 8
+
+
 def test_padding_of_a_block_is_the_convolutions() -> None:
     strided = next(block for block in BLOCKS if block.kind == "mbconv" and block.stride == 2)
     assert strided.padding == 2
@@ -97,7 +103,7 @@ def test_errors_say_what_came_and_what_is_allowed() -> None:
     with pytest.raises(PynasError, match="act: got 'gelu', allowed are hswish, relu, swish"):
         build(unknown_act)
     unknown_kind = (dataclasses.replace(BLOCKS[0], kind="attention"), *BLOCKS[1:])
-    with pytest.raises(PynasError, match="block 0: got kind 'attention', allowed are conv, mbconv, mbpool, fc"):
+    with pytest.raises(PynasError, match="block 0: got kind 'attention', allowed are conv, mbconv, skip, mbpool, fc"):
         build(unknown_kind)
     with pytest.raises(PynasError, match=r"dropout: got 1\.5, allowed is a probability"):
         build(BLOCKS, dropout=1.5)

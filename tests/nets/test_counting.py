@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from net_examples import small
+from net_examples import small, varied
 from torch import Tensor, nn
 
 import pynas
 from pynas.nets.build import Network
 from pynas.space.architecture import Block
+from pynas.space.space import load_architecture
 
 
 def measured(blocks: Sequence[Block], resolution: int, channels: int) -> list[dict[str, int]]:
@@ -54,6 +55,25 @@ def test_every_kind_of_block() -> None:
     blocks = architecture.blocks()
     assert {block.kind for block in blocks} == {"conv", "mbconv", "mbpool", "fc"}
     assert measured(blocks, architecture.resolution, architecture.input_channels) == expected(blocks)
+
+
+@pytest.mark.parametrize("splits", [0, 1, 2, 4])
+@pytest.mark.parametrize("act", ["hswish", "relu", "swish"])
+def test_skips_splits_and_activations(splits: int, act: str) -> None:
+    architecture = varied(act, splits)
+    blocks = architecture.blocks()
+    assert [block.identity for block in blocks if block.kind == "skip"] == [True, False, False]
+    assert [bool(block.se_channels) for block in blocks if block.kind == "mbconv"] == [splits > 0] * 4
+    counted = expected(blocks)
+    assert measured(blocks, architecture.resolution, architecture.input_channels) == counted
+    assert {key: sum(block[key] for block in counted) for key in architecture.cost()} == architecture.cost()
+
+
+@pytest.mark.parametrize("name", ["fbnetv2_f1", "fbnetv2_f4", "fbnetv2_l1", "fbnetv2_l3", "fbnetv3_a", "fbnetv3_g"])
+def test_shipped_networks(name: str) -> None:
+    architecture = load_architecture(name, resolution=96)
+    blocks = architecture.blocks()
+    assert measured(blocks, 96, 3) == expected(blocks)
 
 
 @pytest.mark.parametrize(("name", "genomes"), [("fbnetv3_28", 30), ("fbnetv3", 8)])

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pynas.errors import PynasError
-from pynas.space.table import ZOO, Variable, parse_table, read_table
+from pynas.space.architecture import Architecture, Row
+from pynas.space.space import Space, table_of
+from pynas.space.table import COLUMNS, ZOO, Variable, format_network, format_rows, parse_table, read_table
 
 GOOD = """\
 name: mine
@@ -92,6 +97,22 @@ WRONG = {
         "row 4 (fc), k: '3'; fc does not use it, so the cell must be '-'",
     ),
     "empty cell": ("| 2 | N", "| - | N", "row 1 (mbconv), s: is empty; mbconv needs k, e, c, n, s, se, act"),
+    "splits": (
+        "| N  | hswish",
+        "| 3  | hswish",
+        "row 1 (mbconv), se: '3': 3 is not allowed; allowed: N or 0, Y or 1, 2, 4",
+    ),
+    "splits twice": (
+        "| N  | hswish",
+        "| [N, 0] | hswish",
+        "row 1 (mbconv), se: '[N, 0]': [False, 0] names a value twice",
+    ),
+    "choice of activation": (
+        "| N  | hswish",
+        "| N  | [hswish, relu]",
+        "row 1 (mbconv), act: '[hswish, relu]'; takes one value, not a choice",
+    ),
+    "padding": ("name: mine", "name: mine\npadding: valid", "padding: 'valid'; allowed: same, or no such key"),
     "activation": ("| N  | hswish", "| N  | gelu", "act: 'gelu': 'gelu' is not allowed; allowed: hswish, relu, swish"),
     "no number": ("(16, 32, 4)", "(16, x, 4)", "row 1 (mbconv), c: '(16, x, 4)': 'x' is not a number"),
     "twice in a list": ("[3, 5] ", "[3, 3] ", "[3, 3] names a value twice"),
@@ -137,6 +158,159 @@ def test_a_wrong_table_is_one_clear_error(old: str, new: str, message: str, tmp_
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
     with pytest.raises(PynasError, match=r"no table 'fbnetv9': neither a file nor one of .*fbnetv3, fbnetv3_28"):
         read_table("fbnetv9")
+
+
+ROWS = """\
+name: rows
+input_channels: 3
+resolution: 32
+stages: |
+  | block  | k      | e      | c            | n | s      | se           | act    | bias | se_from | pad |
+  | conv   | 3      | -      | 16           | 1 | 2      | -            | relu   | N    | -       | 0   |
+  | skip   | -      | -      | 16           | - | -      | -            | relu   | -    | -       | -   |
+  | mbconv | 3      | 5.4566 | 24           | 2 | 2      | [N, Y, 2, 4] | swish  | -    | mid     | 0   |
+  | skip   | -      | -      | [24, 32, 40] | 1 | [1, 2] | -            | hswish | -    | -       | -   |
+  | mbconv | [3, 5] | 4.5070 | 40           | 1 | 1      | 4            | swish  | -    | in      | -   |
+  | mbconv | 3      | 4      | 40           | 1 | 1      | 1            | swish  | -    | -       | -   |
+  | mbconv | 3      | 4      | 40           | 1 | 1      | 0            | swish  | -    | -       | -   |
+  | mbpool | -      | 6      | 64           | 1 | -      | -            | hswish | -    | -       | -   |
+  | fc     | -      | -      | 10           | 1 | -      | -            | -      | -    | -       | -   |
+"""
+
+
+def test_rows_of_fbnetv2_and_fp_nas() -> None:
+    table = parse_table(ROWS, "rows.yaml")
+    assert [v.name for v in table.variables] == ["stage2.se", "stage3.c", "stage3.s", "stage4.k"]
+    stem, identity, first, skip, second, third, fourth = table.rows[:7]
+    assert (stem.bias, first.bias) == (False, True)
+    assert (identity.c, identity.n, identity.s) == (16, 1, 1)
+    assert (first.se_from, second.se_from, third.se_from) == ("mid", "in", "in")
+    assert repr((first.se.values, second.se, third.se, fourth.se)) == "((False, True, 2, 4), 4, True, False)"
+    assert (skip.c.values, skip.s.values) == ((24, 32, 40), (1, 2))
+    assert (stem.pad, first.pad) == (0, 0)
+    assert [row.pad for row in parse_table(f"padding: same\n{ROWS}", "rows.yaml").rows] == [None] * 9
+
+
+def test_what_rows_say_reads_back() -> None:
+    space = Space(parse_table(ROWS, "rows.yaml"))
+    for genome in np.ndindex(4, 3, 2, 2):
+        architecture, _ = space.decode(np.array(genome, np.uint8))
+        written = parse_table(format_network(architecture, name="written"), "written")
+        assert Space(written).decode(np.zeros(0, np.uint8))[0] == architecture
+        assert space.encode(architecture).tolist() == list(genome)
+        assert {name: int(c[0]) for name, c in space.costs(np.array([genome], np.uint8)).items()} == architecture.cost()
+        head = format_network(architecture, name="written").splitlines()[4]
+        assert [column.strip() for column in head.strip(" |").split("|")][-3:] == ["pad", "se_from", "bias"]
+
+
+@given(st.floats(1, 64) | st.floats(1, 64).map(lambda e: round(e, 4)) | st.integers(1, 64))
+def test_every_expansion_reads_back_equal(e: float) -> None:
+    row = Row("mbconv", (3, 3), (e, 6), 24, 1, 1, True, "relu", se_from="mid")
+    plain = Architecture((Row("conv", (3, 3), None, 8, 1, 2, False, "relu"), row, *HEAD), 32)
+    written = parse_table(format_network(plain, name="written"), "written")
+    assert written.rows == table_of(plain).rows
+
+
+HEAD = (Row("mbpool", None, (6, 6), 64, 1, 1, False, "relu"), Row("fc", None, None, 10, 1, 1, False, ""))
+
+
+def test_columns_are_written_only_where_they_say_something() -> None:
+    rows = (Row("conv", (3, 3), None, 8, 1, 2, False, "relu"), Row("skip", None, None, 8, 1, 2, False, "relu"), *HEAD)
+    header, stem, skip = format_rows(rows).splitlines()[:3]
+    assert header.split() == ["|", *" | ".join(COLUMNS).split(), "|"]
+    assert stem.split()[1:-1:2] == ["conv", "3", "-", "8", "1", "2", "-", "relu"]
+    assert skip.split()[1:-1:2] == ["skip", "-", "-", "8", "-", "2", "-", "relu"]
+
+
+def test_zero_and_one_are_no_and_yes_everywhere() -> None:
+    one, yes = (Row("mbconv", (3, 3), (4, 4), 24, 1, 1, se, "relu") for se in (1, True))
+    assert repr(one) == repr(yes)
+    ones, letters = (parse_table(GOOD.replace("| 2 | N", f"| 2 | {se}"), "se.yaml") for se in ("[0, 1]", "[N, Y]"))
+    assert Space(ones).fingerprint == Space(letters).fingerprint
+    for value in (1, True):
+        assert ones.pin({"stage1.se": value}).rows[1].se is True
+    numbers = ones.pin({"ema": True})
+    assert len(numbers.variables) == len(ones.variables) - 1
+
+
+WRONG_ROWS = {
+    "skip with a kernel": ("| skip   | - ", "| skip   | 3 ", "row 1 (skip), k: '3'; skip does not use it"),
+    "skip twice": (
+        "| 16           | - |",
+        "| 16           | 2 |",
+        "row 1 (skip), n: '2'; skip stands once, so n must be 1",
+    ),
+    "skip without width": (
+        "| 16           | - |",
+        "| -            | - |",
+        "row 1 (skip), c: is empty; skip needs c, act",
+    ),
+    "skip's stride": ("| [1, 2] |", "| [1, 3] |", "row 3 (skip), s: '[1, 3]': 3 is not allowed; allowed: 1 or 2"),
+    "bias of an mbconv": (
+        "swish  | -    | mid",
+        "swish  | Y    | mid",
+        "row 2 (mbconv), bias: 'Y'; mbconv does not use it",
+    ),
+    "bias": ("| N    |", "| 2    |", "row 0 (conv), bias: '2': 2 is not allowed; allowed: Y (true), N (false)"),
+    "width rule": ("| mid ", "| out ", "row 2 (mbconv), se_from: 'out': 'out' is not allowed; allowed: in, mid"),
+    "choice of width rules": ("| mid     |", "| [in, mid] |", "se_from: '[in, mid]'; takes one value, not a choice"),
+    "skip as stem": (
+        ROWS[ROWS.index("  | conv") : ROWS.index("  | skip")],
+        "",
+        "no stem: the first row must be a conv",
+    ),
+    "conv inside": (
+        "  | skip   | -      | -      | 16",
+        "  | conv   | 3 | - | 16 | 1 | 1 | - | relu | - | - | - |\n  | skip   | -      | -      | 16",
+        "stages: conv between stem and head; allowed there: mbconv and skip",
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), WRONG_ROWS.values(), ids=list(WRONG_ROWS))
+def test_a_wrong_row_is_one_clear_error(old: str, new: str, message: str) -> None:
+    assert old in ROWS
+    with pytest.raises(PynasError) as caught:
+        parse_table(ROWS.replace(old, new, 1), "rows.yaml")
+    assert str(caught.value).startswith("rows.yaml: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# As of version 0.1.0: studies and predictors made then must find their space again.
+FINGERPRINTS = {
+    "fbnetv3": "25cd39b0c2840de2",
+    "fbnetv3_28": "6d271ff0c7c062f6",
+    "fbnetv3_a": "d55e18b83ad58fc3",
+    "fbnetv3_g": "8e192f541c82b9e1",
+}
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_spaces_keep_their_fingerprints(name: str) -> None:
+    space = Space(read_table(name))
+    assert space.fingerprint == FINGERPRINTS[name]
+    recorded = {
+        "block": "conv",
+        "k": (3, 3),
+        "e": None,
+        "c": 16,
+        "n": 1,
+        "s": 2,
+        "se": False,
+        "act": "hswish",
+        "pad": None,
+    }
+    stem = space.decode(np.zeros(len(space.variables), np.uint8))[0].to_dict()["rows"][0]
+    assert list(stem) == list(recorded)  # tasks recorded before compare equal
+
+
+def test_what_is_new_in_a_row_changes_the_fingerprint() -> None:
+    table = parse_table(ROWS, "rows.yaml")
+    kinds = [ROWS, ROWS.replace("| N    |", "| Y    |"), ROWS.replace("| mid ", "| in  ")]
+    assert len({Space(parse_table(text, "rows.yaml")).fingerprint for text in kinds}) == 3
+    assert "se_from='mid'" in repr(table.rows[2])
+    assert "se_from" not in repr(table.rows[4])
 
 
 def test_pinning_takes_a_variable_out_and_refuses_what_is_not_there() -> None:
