@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from pynas.data import fetch
 from pynas.data.config import IN_MEMORY, DataConfig
+from pynas.data.find import find
 from pynas.data.images import Listing
 from pynas.errors import PynasError
 
@@ -36,8 +37,6 @@ def describe(
         raise PynasError("; ".join(d["msg"].removeprefix("Value error, ") for d in error.errors())) from None
     if name in IN_MEMORY:
         return dict(fetch.describe(name))
-    from pynas.data.open import find
-
     listing = find(config)
     bad = {image: reason for images in listing.parts.values() for image, reason in images.bad.items()}
     return {

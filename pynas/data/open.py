@@ -9,7 +9,8 @@ import torch
 from pynas.data.augment import Augmentation, check_augmentation
 from pynas.data.batches import Batch, Data
 from pynas.data.config import IN_MEMORY, DataConfig
-from pynas.data.images import Listing, arrange
+from pynas.data.find import find
+from pynas.data.images import arrange
 from pynas.data.memory import MemoryData, load, load_test
 from pynas.data.stream import StreamedData
 from pynas.errors import PynasError
@@ -57,17 +58,6 @@ def open_data(
             " (data.train)"
         )
     return data
-
-
-def find(config: DataConfig) -> Listing:
-    """The images that lie at `config.path`, as they lie there; PynasError where they are not as they should be."""
-    try:
-        from pynas.data import decode, folder, shards
-
-        del decode
-    except ModuleNotFoundError as error:
-        raise PynasError(f"data.name: {config.name} needs {error.name}: pip install 'pynas-nars[train]'") from None
-    return (folder if config.name == "folder" else shards).find(config)
 
 
 @dataclass(frozen=True)
