@@ -276,15 +276,22 @@ def report(study: StudyPath, json_: Json = False) -> None:
 
 
 @app.command()
-def data(name: Annotated[str, typer.Argument(help="fashion-mnist or digits.")], json_: Json = False) -> None:
-    """Find or fetch a data set, and verify it."""
-    from pynas.data.fetch import describe
+def data(
+    name: Annotated[str, typer.Argument(help="fashion-mnist, digits, folder or webdataset.")],
+    path: Annotated[str | None, typer.Option(help="Of the tree or the shards; patterns in quotes.")] = None,
+    validation_path: Annotated[str | None, typer.Option(help="Of the validation shards, where PATH has none.")] = None,
+    test_path: Annotated[str | None, typer.Option(help="Of the test shards, where PATH has none.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Decode every image and list the bad ones.")] = False,
+    json_: Json = False,
+) -> None:
+    """Tell what images there are; the named data sets are found or fetched, and verified."""
+    from pynas.data.describe import as_lines, describe
 
-    found = describe(name)
+    found = describe(name, path, validation_path=validation_path, test_path=test_path, check=check)
     if json_:
         _print_json(found)
     else:
-        print("\n".join(f"{key}: {value}" for key, value in found.items()))
+        print("\n".join(as_lines(found)))
 
 
 def main() -> None:
