@@ -61,6 +61,77 @@ def search(
 
 
 @app.command()
+def train(
+    networks: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NETWORK...", help="Zoo names, winners' files, weights, package.module:function."),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="One more network, as in NETWORK; may be repeated.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name, or the path of one.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; may be repeated.")
+    ] = None,
+    data_: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="NAME or KEY=VALUE", help="Which images; may be repeated: see docs/data.md."),
+    ] = None,
+    directory: Annotated[Path | None, typer.Option("--dir", help="Where to train; runs/NETWORK by default.")] = None,
+    resolution: Annotated[int | None, typer.Option(min=1, help="Input size in pixels.")] = None,
+    padding: Annotated[str | None, typer.Option(help="same: every padding is k // 2.")] = None,
+    small_input: Annotated[bool, typer.Option("--small-input", help="The variant for images of about 32.")] = False,
+    teacher: Annotated[
+        str | None, typer.Option(help="Learn from this: a run's directory, weights, or a model.")
+    ] = None,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="Two steps: the teacher (or the largest) on labels, then all from it.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json_: Json = False,
+) -> None:
+    """Train networks, or go on where their training was; the same command again resumes."""
+    from pynas.data.config import DataConfig
+    from pynas.sections import checked, parse_settings
+    from pynas.train.models import model_for_data
+    from pynas.train.run import Stopped
+    from pynas.train.two_step import read_teacher, run_names, train_models
+    from pynas.watch import Watch
+
+    names = [*(networks or []), *(model or [])]
+    if not names:
+        raise PynasError("train: name at least one network, such as fbnetv3_a, or --model package.module:function")
+    keys = [text if "=" in text else f"name={text}" for text in data_ or []]
+    images = checked(DataConfig, parse_settings(keys, "--data"), "data")
+    shape: dict[str, Any] = {"resolution": resolution, "padding": padding, "small_input": small_input}
+    specs = [model_for_data(name, images, **shape) for name in names]
+    taught_by = None if teacher is None else read_teacher(teacher, images, resolution=resolution)
+    several = len(specs) > 1 or distill
+    path = directory or (Path("runs") if several else Path("runs") / run_names(specs)[0])
+    try:
+        with Watch() as watch:
+            results = train_models(
+                specs,
+                images,
+                path,
+                recipe=recipe,
+                settings=parse_settings(set_ or [], "--set"),
+                seed=seed,
+                teacher=taught_by,
+                two_step=distill,
+                listener=watch,
+            )
+    except Stopped as stopped:
+        print(f"\npynas: {stopped}: give the same command again", file=sys.stderr)
+        raise typer.Exit(128 + stopped.signal) from None
+    for name, result in results.items():
+        result["directory"] = str(Path(result["weights"]).parent)
+        result["curve_plot"] = _draw_curve(Path(result["directory"]))
+        if not json_:
+            print(f"{name}: {_describe_training(result)}\n  {result['weights']}")
+    if json_:
+        _print_json(results)
+
+
+@app.command()
 def evolve(
     study: StudyPath,
     budget: BudgetOption = None,
@@ -232,33 +303,6 @@ def export(
 
 
 @app.command()
-def export(
-    name: Annotated[str, typer.Argument(metavar="NETWORK", help="A weights file, a zoo name or any other model.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: *.onnx, or *.pt2 for torch.export.")],
-    format_: Annotated[
-        str | None, typer.Option("--format", help="onnx or torch; by default the suffix tells.")
-    ] = None,
-    resolution: Annotated[
-        int | None, typer.Option(min=1, help="Input size in pixels instead of the network's.")
-    ] = None,
-    genome: Annotated[str | None, typer.Option(help="Choice indices, for a table with choices.")] = None,
-    padding: Annotated[str | None, typer.Option(help="same: every padding is k // 2.")] = None,
-    json_: Json = False,
-) -> None:
-    """Export a network to ONNX or torch.export; a weights file brings its weights, a name initial ones."""
-    from pynas.nets.export import export_model
-    from pynas.nets.load import load_model
-
-    network = load_model(name, genome=genome, resolution=resolution, padding=padding)
-    report = export_model(network, out, format=format_, resolution=resolution)
-    if json_:
-        _print_json(report)
-    else:
-        shape = " x ".join(str(size or "batch") for size in report["input"])
-        print(f"{out}: {report['format']}, input {shape}, {report['bytes'] / 1e6:.1f} MB")
-
-
-@app.command()
 def report(study: StudyPath, json_: Json = False) -> None:
     """Write a study's HTML report anew and print its winners; works while the search runs."""
     from pynas.nars.answers import open_study
@@ -330,6 +374,27 @@ def _write_report(path: Path) -> Path | None:
     trials = Study.open(directory, read_only=True).trials()
     write_report(directory.report, path.resolve().name, trials, _results(path))
     return directory.report
+
+
+def _draw_curve(run: Path) -> str | None:
+    """Draw a training's curve where matplotlib is installed."""
+    try:
+        from pynas.report.curve import draw_curve
+    except ModuleNotFoundError:
+        return None
+    draw_curve(run / "log.jsonl", run / "curve.png")
+    return str(run / "curve.png")
+
+
+def _describe_training(result: dict[str, Any]) -> str:
+    text = f"validation {100 * result['accuracy']:.2f}%"
+    if result["raw_accuracy"] != result["accuracy"]:
+        text += f" (raw weights {100 * result['raw_accuracy']:.2f}%)"
+    if result["test_accuracy"] is not None:
+        text += f", test {100 * result['test_accuracy']:.2f}%"
+    if result["bad_images"]:
+        text += f", {len(result['bad_images'])} images could not be read"
+    return f"{text}, after {result['epochs']} epochs in {result['seconds']:.0f} s"
 
 
 def _print_winners(results: dict[str, Any]) -> None:

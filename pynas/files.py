@@ -1,9 +1,16 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Files that nobody ever sees half of, and the lock that makes sure of a single writer."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import socket
+import warnings
 from pathlib import Path
+from types import TracebackType
+
+from pynas.errors import PynasError
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -19,3 +26,61 @@ def write_whole(path: Path, text: str) -> None:
         os.fsync(folder)  # the new name is an entry of the folder, which has a cache of its own
     finally:
         os.close(folder)
+
+
+class FileLock:
+    """The kernel's lock (`fcntl.flock`) on a file: it ends with its process, however that ends. A context manager."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = path
+        self.what = what  # begins the message for whoever comes second
+        self._descriptor: int | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._descriptor is not None
+
+    def acquire(self) -> None:
+        """Take the lock. Raises PynasError where another process has it or the file cannot be written."""
+        if self._descriptor is not None:
+            raise RuntimeError(f"{self.what} is held by this object already")
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise PynasError(f"{self.what}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
+            raise PynasError(
+                f"{self.what} is being driven by {holder}; wait for it or end it, or use another directory"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                os.close(descriptor)
+                raise PynasError(f"{self.what}: {error.strerror}") from error
+            # Some cluster file systems keep no locks. That is no reason not to work on them.
+            warnings.warn(
+                f"the file system of {self.path} keeps no locks: see to it that only one process runs there",
+                stacklevel=2,
+            )
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Let go of the lock; the file stays, since removing it would race with whoever opens it next."""
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> FileLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pynas.data.config import DataConfig
 from pynas.errors import PynasError
 from pynas.nars.evolve import EvolutionSettings
 from pynas.predict.settings import PredictorSettings
+from pynas.sections import checked, read_mapping
 from pynas.space.budget import Budget
-from pynas.space.table import UniqueKeyLoader
 from pynas.train.config import TrainingConfig
 
 
@@ -72,6 +72,13 @@ class StudyConfig(_Section):
     architecture: str | None = None
     """A network whose stages replace the space's: recipe-only search (section 4.1)."""
 
+    model: str | None = None
+    """Any torch model in place of an architecture, as ``package.module:function`` or ``resnet18``: recipe-only search
+    for a network that no table describes (Table 3). Its costs are not counted."""
+
+    resolution: int | None = Field(None, ge=1)
+    """Input size of `model` in pixels; None takes that of the images, or 224 for image files."""
+
     seed: int = Field(0, ge=0)
     pool: PoolConfig = PoolConfig()
     iterations: int = Field(4, ge=1)
@@ -96,6 +103,14 @@ class StudyConfig(_Section):
     final: FinalConfig = FinalConfig()
     executor: ExecutorConfig = ExecutorConfig()
 
+    @model_validator(mode="after")
+    def _one_network(self) -> StudyConfig:
+        if self.model is not None and self.architecture is not None:
+            raise ValueError("architecture and model both name the network; give one of them")
+        if self.model is None and self.resolution is not None:
+            raise ValueError("resolution is that of model; a table has its own (pin: {resolution: ...})")
+        return self
+
     @field_validator("budgets")
     @classmethod
     def _check(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -109,40 +124,11 @@ class StudyConfig(_Section):
 def read_config(path: str | Path) -> StudyConfig:
     """Read and check a `study.yaml`. Raises PynasError naming file, key, value and what is allowed."""
     path = Path(path)
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise PynasError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise PynasError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise PynasError(f"{path}: a study is a mapping; it needs at least the keys space and budgets")
+    values = read_mapping(path, "a study is a mapping; it needs at least the keys space and budgets")
     for key in ("space", "architecture"):  # a user's own files, next to the study
         if isinstance(values.get(key), str) and (near := path.parent / values[key]).is_file():
             values[key] = str(near.resolve())
-    try:
-        return StudyConfig(**values)
-    except ValidationError as error:
-        raise PynasError(f"{path}: {'; '.join(_explain(detail) for detail in error.errors())}") from None
-
-
-def _explain(detail: Any) -> str:
-    where = ".".join(str(part) for part in detail["loc"]) or "the file"
-    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where}: unknown key; allowed: {', '.join(_allowed(detail['loc'][:-1]))}"
-    if detail["type"] == "missing":
-        return f"{where}: is required"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{where}: {detail['input']!r}: {message}"
-
-
-def _allowed(path: tuple[Any, ...]) -> list[str]:
-    """The keys of the section at `path`, read off its class."""
-    section: Any = StudyConfig
-    for part in path:
-        section = section.model_fields[part].annotation
-        section = next((a for a in getattr(section, "__args__", ()) if a is not type(None)), section)
-    return list(getattr(section, "model_fields", None) or section.__dataclass_fields__)
+    return checked(StudyConfig, values, path)
 
 
 def dump_config(config: StudyConfig) -> str:

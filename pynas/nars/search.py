@@ -22,7 +22,7 @@ from pynas.nars.early_stop import EarlyStop, early_stop_epoch
 from pynas.nars.evolve import evolve
 from pynas.nars.iterate import select_candidates
 from pynas.nars.listener import Listener, Silent
-from pynas.nars.opening import new_space, open_space, settle
+from pynas.nars.opening import fixed_model, new_space, open_space, settle
 from pynas.nars.pool import Pool, make_pool
 from pynas.nars.results import plain, write_results
 from pynas.nars.winners import answer, inherited, write_winner
@@ -56,15 +56,15 @@ def search(config: StudyConfig, path: str | Path, *, listener: Listener | None =
 
 def _check(config: StudyConfig, space: Space) -> None:
     """What would fail the search after hours fails it at once: budgets that nothing meets, data that do not fit."""
-    from pynas.data.memory import load
-    from pynas.train.candidate import check_fit, choose_device
+    from pynas.nets.load import ModelSpec
+    from pynas.train.device import choose_device
+    from pynas.train.models import check_data
 
     choose_device(config.training.device)
     architecture, _ = space.decode(np.zeros(len(space.variables), np.uint8))
+    spec = fixed_model(config) or ModelSpec.of(architecture, name="architecture")
     for data in (config.data, config.final.data or config.data):
-        check_fit(architecture, found := load(data))
-        if (images := len(found.train_images)) < config.training.batch_size:
-            raise PynasError(f"training.batch_size: {config.training.batch_size}; allowed: up to the {images} images")
+        check_data(spec, data, config.training)
     for name, bounds in {"pool.budget": config.pool.budget, **config.budgets}.items():
         try:
             space.sample(1, budget=bounds)
@@ -82,6 +82,7 @@ class _Search:
         self.executor = executor
         self.listener = listener
         self.study = Study.open(directory)
+        self.model = fixed_model(config)
         self.results: dict[str, Any] = {"space": space.name, "fingerprint": space.fingerprint}
 
     def run(self) -> dict[str, Any]:
@@ -206,6 +207,7 @@ class _Search:
             executor=self.executor,
             data=self.config.data,
             training=self.config.training,
+            model=self.model,
             listener=self.listener,
             label=f"iteration {iteration} of {self.config.iterations}",
             max_failed=self.config.max_failed,
@@ -236,7 +238,7 @@ class _Search:
                 raise PynasError(f"budget {name}: {error}") from None
             evolution[name] = {"budget": budget.to_dict(), "history": result.history}
             evolution[name] |= {"evaluations": result.evaluations}
-            winners[name] = answer(space, result, budget)
+            winners[name] = answer(space, result, budget, config.model)
             self.listener.advance("evolution", done, name)
             self.listener.say(
                 f"evolution, {name} ({budget}): {100 * float(result.scores[0]):.1f}% predicted, "
@@ -272,6 +274,7 @@ class _Search:
             executor=self.executor,
             data=config.final.data or config.data,
             training=config.training.model_copy(update={"epochs": config.final.epochs}),
+            model=self.model,
             listener=self.listener,
             label="final training",
             max_failed=1.0,

@@ -11,6 +11,7 @@ import numpy as np
 from pynas.data.config import DataConfig
 from pynas.errors import SearchStopped
 from pynas.nars.listener import Listener
+from pynas.nets.load import ModelSpec
 from pynas.runtime.executor import Done, Executor, Failed, Progress, Started
 from pynas.space.space import Space
 from pynas.space.table import Variable
@@ -45,6 +46,7 @@ def train(
     executor: Executor,
     data: DataConfig,
     training: TrainingConfig,
+    model: ModelSpec | None,
     listener: Listener,
     label: str,
     max_failed: float,
@@ -71,7 +73,7 @@ def train(
         show()
         for task, key in folder.items():
             if not (trial := study.trial(key)).finished:
-                executor.submit(task, TRAIN, _payload(space, trial, data, training, test))
+                executor.submit(task, TRAIN, _payload(space, trial, data, training, model, test))
         for event in executor.outcomes():
             key = folder[event.key]
             bar = f"  candidate {key}"
@@ -102,13 +104,15 @@ def train(
     return finished
 
 
-def _payload(space: Space, trial: Trial, data: DataConfig, training: TrainingConfig, test: bool) -> dict[str, Any]:
+def _payload(
+    space: Space, trial: Trial, data: DataConfig, training: TrainingConfig, model: ModelSpec | None, test: bool
+) -> dict[str, Any]:
     architecture, recipe = space.decode(np.array(trial.genome, np.uint8))
     assert recipe is not None  # the search has refused a table without a recipe
     return {
-        "architecture": architecture.to_dict(),
+        "model": (model or ModelSpec.of(architecture)).to_dict(),
         "recipe": recipe.to_dict(),
-        "data": data.model_dump(),
+        "data": data.model_dump(mode="json"),
         "training": training.model_dump(),
         "epochs": trial.epochs,
         "seed": trial.seed,

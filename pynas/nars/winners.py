@@ -25,21 +25,29 @@ def inherited(trials: Sequence[Trial], epoch: int) -> NDArray[np.uint8] | None:
     return np.array([trial.genome for trial in ranked], np.uint8) if ranked else None
 
 
-def answer(space: Space, result: EvolutionResult, budget: Budget) -> dict[str, Any]:
-    """The best candidate of an evolution as plain values."""
+def answer(space: Space, result: EvolutionResult, budget: Budget, model: str | None = None) -> dict[str, Any]:
+    """The best candidate of an evolution as plain values; `model` names the network where no table describes it."""
     architecture, recipe = space.decode(result.genomes[0])
     return {
         "budget": budget.to_dict(),
         "genome": result.genomes[0].tolist(),
         "predicted": float(result.scores[0]),
         "costs": {name: int(cost[0]) for name, cost in result.costs.items()},
-        "architecture": architecture.to_dict(),
+        "architecture": None if model else architecture.to_dict(),
+        "model": model,
         "recipe": recipe and recipe.to_dict(),
     }
 
 
 def write_winner(path: Path, space: Space, winner: dict[str, Any], name: str) -> None:
-    """One winner as a table without choices, which `pynas count` and ``architecture:`` of a study take."""
+    """One winner as a table without choices, which `pynas train`, `count` and ``architecture:`` of a study take.
+
+    Where no table describes the network it is a recipe file, for `pynas train MODEL --recipe FILE`.
+    """
+    path.parent.mkdir(exist_ok=True)
+    if winner["architecture"] is None:
+        write_whole(path, f"# of {winner['model']}\n{yaml.safe_dump(winner['recipe'], sort_keys=False)}")
+        return
     architecture = Architecture.from_dict(winner["architecture"])
     notes = {"budget": winner["budget"], "predicted": winner["predicted"], **winner["costs"]}
     if final := winner.get("final"):
@@ -48,7 +56,6 @@ def write_winner(path: Path, space: Space, winner: dict[str, Any], name: str) ->
     head |= {"resolution": architecture.resolution}
     rows = "\n".join(f"  {line}" for line in format_rows(architecture.rows).splitlines())
     tail = {"recipe": winner["recipe"], "notes": notes}
-    path.parent.mkdir(exist_ok=True)
     write_whole(
         path,
         f"{yaml.safe_dump(head, sort_keys=False)}stages: |\n{rows}\n{yaml.safe_dump(tail, sort_keys=False)}",

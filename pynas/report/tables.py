@@ -33,8 +33,14 @@ def winner_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
                 "params": format_amount(winner["costs"]["params"]),
                 "baseline_accuracy": percent(baseline.get("accuracy")),
                 "baseline_test": percent(baseline.get("test_accuracy")),
-                "architecture": str(Architecture.from_dict(winner["architecture"])),
+                "architecture": _network(winner),
                 "recipe": str(Recipe.from_dict(winner["recipe"])) if winner["recipe"] else "",
             }
         )
     return rows
+
+
+def _network(winner: Mapping[str, Any]) -> str:
+    if winner["architecture"] is None:
+        return f"model {winner['model']}"
+    return str(Architecture.from_dict(winner["architecture"]))

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import socket
-import warnings
 from pathlib import Path
 from types import TracebackType
 
 from pynas.errors import PynasError
+from pynas.files import FileLock
 
 
 class StudyDirectory:
     """The paths of a study, and its lock: ``with StudyDirectory.create(path) as directory: ...`` holds it.
 
-    The lock is the kernel's (`fcntl.flock`), so it ends with the driver, however that ends.
+    The lock ends with the driver, however that ends.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Only names the directory; see `create` and `open`."""
         self.path = Path(path).absolute()
-        self._lock: int | None = None
+        self._holder = FileLock(self.lock, f"study {self.path}")
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> StudyDirectory:
@@ -113,7 +110,7 @@ class StudyDirectory:
     @property
     def held(self) -> bool:
         """Whether this object holds the lock."""
-        return self._lock is not None
+        return self._holder.held
 
     def acquire(self) -> None:
         """Become the one driver of this study.
@@ -121,39 +118,11 @@ class StudyDirectory:
         Raises:
             PynasError: another process is; or the lock file cannot be written.
         """
-        if self._lock is not None:
-            raise RuntimeError(f"{self.path} is held by this object already")
-        try:
-            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise PynasError(f"study directory {self.path}: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-            os.close(descriptor)
-            raise PynasError(
-                f"study {self.path} is being driven by {holder}; wait for it or end it, or use another directory"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                os.close(descriptor)
-                raise PynasError(f"study directory {self.path}: {error.strerror}") from error
-            # Some cluster file systems keep no locks. That is no reason not to search on them.
-            warnings.warn(
-                f"the file system of {self.path} keeps no locks: see to it that only one driver runs there",
-                stacklevel=2,
-            )
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        self._lock = descriptor
+        self._holder.acquire()
 
     def release(self) -> None:
-        """Let go of the lock; the file stays, since removing it would race with whoever opens it next."""
-        if self._lock is not None:
-            os.ftruncate(self._lock, 0)
-            os.close(self._lock)
-            self._lock = None
+        """Let go of the lock."""
+        self._holder.release()
 
     def __enter__(self) -> StudyDirectory:
         self.acquire()

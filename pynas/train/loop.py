@@ -1,181 +1,258 @@
-"""The training loop: every variable of a recipe, on a data set that lies in memory as a whole.
+"""One step of a training, and all the state it carries from step to step.
 
-Shapes: N images of the part, B batch, C channels, H = W = resolution, K classes.
+Shapes: B batch, C channels, H = W = resolution, K classes.
 
-The networks are tiny and train on one CPU thread each, so the loop avoids what costs per step: no DataLoader, batches
-are index selections, optimizer and EMA act on all tensors at once.
+A step's random numbers are keyed by (seed, purpose, step): mixup draws from a generator of its own, and torch's global
+generator, from which dropout and stochastic depth draw, is seeded anew for every step. So the random state of a
+training is its seed and its step, and a training that is cut and resumed continues bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from pynas.data.augment import mixup, resize, shift_and_flip
-from pynas.data.memory import Dataset
+from pynas.data.augment import mixup
+from pynas.data.batches import Batch, Data
 from pynas.errors import PynasError
-from pynas.space.architecture import Recipe
-from pynas.train.config import TrainingConfig
+from pynas.randomness import derive_seed, generator
+from pynas.train.config import TrainingRecipe
+from pynas.train.distill import Teacher, distillation_loss
 from pynas.train.ema import WeightAverage, ema_decay
 from pynas.train.optimizer import make_optimizer
 from pynas.train.schedule import Schedule
 
-EVALUATION_BATCH = 500
+LOOK_EVERY = 25
+"""Steps between two looks at the losses: a look at every step would make a GPU wait for the CPU at every step."""
+
 MEMORY_FORMAT = torch.channels_last
 """Measured on one AVX2 core (torch 2.13, forward + backward + step, median) for 2.4 MFLOPs at 28 x 28 x 1:
 channels_last 720 to 970 images/s, contiguous 550 to 690 (batches of 64 to 256). On CUDA it is the faster one as well.
 """
 
 
-@dataclass(frozen=True)
-class Part:
-    """Images ready for the network: float32 (N, C, H, W) normalised, on the device; labels int64 (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
-class Preparation:
-    """Normalises by the training images' mean and deviation per channel, and resizes to the network's resolution.
-
-    The whole part is prepared once, up front: resizing in every epoch would cost as much as a small network's step.
-    """
-
-    def __init__(self, dataset: Dataset, resolution: int, device: torch.device) -> None:
-        values = dataset.train_images.to(torch.float32)
-        self._mean = values.mean(dim=(0, 2, 3), keepdim=True)
-        self._deviation = values.std(dim=(0, 2, 3), keepdim=True).clamp_min(1.0)
-        self._resolution = resolution
-        self._device = device
-
-    def __call__(self, images: Tensor, labels: Tensor) -> Part:
-        """images: uint8 (N, C, size, size); labels: int64 (N,)."""
-        values = (images.to(torch.float32) - self._mean) / self._deviation
-        values = resize(values, self._resolution)
-        return Part(values.to(self._device, memory_format=MEMORY_FORMAT), labels.to(self._device))
-
-
 class Trainer:
     """A network with everything its training carries from step to step.
 
     `evaluated` is the network whose accuracy counts: the average of the weights where `recipe.ema`, else the network.
-    The order of the images depends on `seed` only, so that two recipes see the same batches. Dropout and stochastic
-    depth draw from torch's global generators: `train` seeds them.
+    `step` counts from 0 over the whole training. `nodes` is the number of batches of `recipe.batch_size` that a step
+    sees in all, by which the learning rate is scaled.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        recipe: Recipe,
-        training: TrainingConfig,
-        part: Part,
+        recipe: TrainingRecipe,
         *,
-        seed: np.random.SeedSequence,
-        shift: int = 0,
-        flip: bool = False,
+        classes: int,
+        steps_per_epoch: int,
+        seed: int,
+        device: torch.device,
+        teacher: Teacher | None = None,
+        nodes: int = 1,
     ) -> None:
-        self.steps_per_epoch = len(part.labels) // training.batch_size
-        if self.steps_per_epoch == 0:
-            raise PynasError(
-                f"training.batch_size: got {training.batch_size}, allowed are at most the {len(part.labels)}"
-                " training images (data.train)"
-            )
-        network.to(part.images.device)
+        network.to(device)
         self.network = network.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]  # not in torch's stub
-        self.optimizer = make_optimizer(network, recipe, training.momentum)
-        self.schedule = Schedule.of(training, self.steps_per_epoch)
-        self.average = WeightAverage(network, ema_decay(training, self.steps_per_epoch)) if recipe.ema else None
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = 1.0 - recipe.batch_norm_momentum
+        self.recipe, self.device, self.steps_per_epoch = recipe, device, steps_per_epoch
+        self.optimizer = make_optimizer(network, recipe)
+        self.schedule = Schedule.of(recipe, steps_per_epoch)
+        self.average = WeightAverage(network, ema_decay(recipe, steps_per_epoch)) if recipe.ema else None
         self.evaluated = network if self.average is None else self.average.network
-        self._recipe, self._training, self._part = recipe, training, part
-        self._targets = functional.one_hot(part.labels).to(torch.float32)
-        self._shift, self._flip = shift, flip
-        self._order, self._mixing = (np.random.default_rng(child) for child in seed.spawn(2))
-        self._step = 0  # over the whole training
+        self.step = 0
+        self._classes, self._seed, self._teacher = classes, seed, teacher
+        self._scale = nodes if recipe.scale_lr_by_nodes else 1
+        self._losses: list[Tensor] = []  # of the steps since the last look
+        self._loss_sum, self._loss_count = 0.0, 0  # of the epoch's steps before
 
-    def epoch(self) -> None:
-        """One pass over the training part; FloatingPointError with epoch, step and lr where a loss is not finite."""
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return self.lr_of(self.step)
+
+    def lr_of(self, step: int) -> float:
+        return self.recipe.lr * self._scale * self.schedule.factor(step)
+
+    def epoch(self, data: Data) -> float:
+        """The steps of the present epoch that are left; returns the epoch's mean loss."""
+        epoch, start = divmod(self.step, self.steps_per_epoch)
+        with preserved_random_state(self.device):
+            for batch in data.train_batches(epoch, start):
+                self.update(batch)
+        return self.mean_loss()
+
+    def update(self, batch: Batch) -> None:
+        """One step. Sets torch's global random state: call it within `preserved_random_state`.
+
+        Raises FloatingPointError, some steps later, with epoch, step and lr where a loss was not finite.
+        """
         self.network.train()
-        size, count = self._training.batch_size, self.steps_per_epoch
-        order = torch.from_numpy(self._order.permutation(len(self._part.labels))).to(self._part.labels.device)
-        losses = torch.stack([self._update(batch) for batch in order[: count * size].split(size)])
-        # Looked at once an epoch: a look at every step would make a GPU wait for the CPU at every step.
-        finite = torch.isfinite(losses).tolist()
-        if not all(finite):
-            step = finite.index(False)
-            raise FloatingPointError(f"loss is {losses[step].item()} in {self._place(self._step - count + step)}")
-
-    def accuracy(self, part: Part) -> float:
-        """The evaluated network's accuracy; FloatingPointError with epoch, step and lr where it is not finite."""
-        try:
-            return evaluate(self.evaluated, part)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{error} after {self._place(self._step - 1)}") from None
-
-    def _update(self, batch: Tensor) -> Tensor:
-        """One step on the images of these indices, int64 (B,); returns the loss, float32 ()."""
-        images, targets = self._part.images[batch], self._targets[batch]
-        if self._training.augment:
-            images = shift_and_flip(images, self._shift, self._flip, self._mixing)
-        images, targets = mixup(images, targets, self._recipe.mixup, self._mixing)
-        logits = self.network(images.contiguous(memory_format=MEMORY_FORMAT))
-        loss = functional.cross_entropy(logits, targets, label_smoothing=self._training.label_smoothing)
-        self.optimizer.zero_grad()
-        loss.backward()
+        torch.manual_seed(derive_seed(self._seed, "dropout", self.step))
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr(self._step)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update()
-        self._step += 1
-        return loss.detach()
+            group["lr"] = self.lr
+        if len(batch.labels) > 1:  # unreadable images make a batch smaller, and batch-norm needs two
+            self.optimizer.zero_grad()
+            self._losses.append(self._backward(batch))
+            if self.recipe.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip, foreach=True)
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update()
+        self.step += 1
+        if self.step % LOOK_EVERY == 0:
+            self.look()
 
-    def _lr(self, step: int) -> float:
-        return self._recipe.lr * self.schedule.factor(step)
+    def _backward(self, batch: Batch) -> Tensor:
+        """Gradients of the batch, micro-batch by micro-batch; returns the loss, float32 ()."""
+        recipe = self.recipe
+        targets = functional.one_hot(batch.labels, self._classes).to(torch.float32)
+        images, targets = mixup(batch.images, targets, recipe.mixup, generator(self._seed, "mixup", self.step))
+        images = images.contiguous(memory_format=MEMORY_FORMAT)
+        size = recipe.micro_batch or len(images)
+        total = torch.zeros((), device=images.device)
+        for part, target in zip(images.split(size), targets.split(size), strict=True):
+            with autocast(self.device, recipe.precision):
+                logits = self.network(part)
+                taught = None if self._teacher is None else self._teacher.logits(part)
+            loss = functional.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
+            if taught is not None:
+                distilled = distillation_loss(logits.float(), taught.float(), recipe.temperature)
+                loss = recipe.distillation * distilled + (1.0 - recipe.distillation) * loss
+            loss = loss * (len(part) / len(images))
+            loss.backward()
+            total += loss.detach()
+        return total
 
-    def _place(self, step: int) -> str:
+    def look(self) -> None:
+        """Add up the losses since the last look; FloatingPointError with epoch, step and lr where one is not finite."""
+        if not self._losses:
+            return
+        losses = torch.stack(self._losses).tolist()
+        first = self.step - len(losses)
+        self._losses.clear()
+        for offset, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"loss is {loss} in {self.place(first + offset)}")
+            self._loss_sum += loss  # one by one: the sum must not depend on where the looks were
+            self._loss_count += 1
+
+    def mean_loss(self) -> float:
+        """The mean loss of the epoch's steps so far; begins anew."""
+        self.look()
+        mean = self._loss_sum / max(self._loss_count, 1)
+        self._loss_sum, self._loss_count = 0.0, 0
+        return mean
+
+    def accuracy(self, batches: Iterable[Batch]) -> float:
+        """The evaluated network's accuracy; FloatingPointError with epoch, step and lr where it is not finite."""
+        return self.evaluate(self.evaluated, batches).accuracy
+
+    def evaluate(self, network: nn.Module, batches: Iterable[Batch]) -> Evaluation:
+        try:
+            return evaluate(network, batches, self.recipe.precision)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} after {self.place(self.step - 1)}") from None
+
+    def place(self, step: int) -> str:
         epoch, within = divmod(step, self.steps_per_epoch)
-        return f"epoch {epoch + 1}, step {within + 1} of {self.steps_per_epoch}, lr {self._lr(step):.6g}"
+        return f"epoch {epoch + 1}, step {within + 1} of {self.steps_per_epoch}, lr {self.lr_of(step):.6g}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next steps depend on besides recipe, seed and data; tensors are the trainer's own."""
+        self.look()
+        return {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "loss": (self._loss_sum, self._loss_count),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`. Raises RuntimeError, KeyError or ValueError for the state of something else."""
+        self.network.load_state_dict(state["network"])
+        if self.average is not None:
+            self.average.network.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._loss_sum, self._loss_count = state["loss"]
+        self.step = state["step"]
+
+
+@contextmanager
+def preserved_random_state(device: torch.device) -> Iterator[None]:
+    """torch's global random state is put back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of a network on a part of the data: accuracy in [0, 1], mean cross-entropy in nats, how many images."""
+
+    accuracy: float
+    loss: float
+    images: int
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, batches: Iterable[Batch], precision: str = "fp32") -> Evaluation:
+    """How well `network`, in evaluation mode, does; FloatingPointError where a logit is not finite."""
+    training = network.training
+    network.eval()
+    images = 0
+    sums: Tensor | None = None  # correct, loss, logits that are not finite: one look at the end
+    for batch in batches:
+        with autocast(batch.images.device, precision):
+            logits = network(batch.images).float()
+        correct = (logits.argmax(1) == batch.labels).sum()
+        loss = functional.cross_entropy(logits, batch.labels, reduction="sum")
+        row = torch.stack([correct.double(), loss.double(), (~torch.isfinite(logits)).sum().double()])
+        sums = row if sums is None else sums + row
+        images += len(batch.labels)
+    network.train(training)
+    if sums is None or images == 0:
+        raise PynasError("data: there is no image to evaluate on")
+    correct, loss, broken = sums.tolist()
+    if broken:
+        raise FloatingPointError("the network's outputs are not finite")
+    return Evaluation(correct / images, loss / images, images)
+
+
+def steps_in_epoch(data: Data, batch_size: int) -> int:
+    """Whole batches in an epoch. Raises PynasError where there is none."""
+    if (steps := data.train_images // batch_size) == 0:
+        raise PynasError(
+            f"training.batch_size: got {batch_size}, allowed are at most the {data.train_images} training images"
+            " (data.train)"
+        )
+    return steps
 
 
 def train(
-    trainer: Trainer,
-    validation: Part,
-    epochs: int,
-    *,
-    seed: int,
-    report: Callable[[int, float], None] = lambda epoch, accuracy: None,
+    trainer: Trainer, data: Data, epochs: int, report: Callable[[int, float], None] = lambda epoch, accuracy: None
 ) -> list[float]:
     """The validation accuracy in [0, 1] after each of `epochs` epochs; `report(epoch, accuracy)` after each, from 1 on.
 
     The outcome is a function of the trainer and the arguments and, on a CPU, of torch's number of threads; on CUDA it
-    may vary in the last bits. `seed` is for dropout and stochastic depth; torch's global random state is put back.
+    may vary in the last bits.
     """
-    device = validation.images.device
     curve: list[float] = []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for epoch in range(1, epochs + 1):
-            trainer.epoch()
-            curve.append(trainer.accuracy(validation))
-            report(epoch, curve[-1])
+    for epoch in range(1, epochs + 1):
+        trainer.epoch(data)
+        curve.append(trainer.accuracy(data.validation_batches()))
+        report(epoch, curve[-1])
     return curve
-
-
-@torch.inference_mode()
-def evaluate(network: nn.Module, part: Part) -> float:
-    """The share of `part` that `network` puts first, in [0, 1]; FloatingPointError where a logit is not finite."""
-    network.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=part.labels.device)
-    finite = torch.ones((), dtype=torch.bool, device=part.labels.device)
-    for images, labels in zip(part.images.split(EVALUATION_BATCH), part.labels.split(EVALUATION_BATCH), strict=True):
-        logits = network(images)
-        correct += (logits.argmax(1) == labels).sum()
-        finite &= torch.isfinite(logits).all()
-    if not finite:
-        raise FloatingPointError("the network's outputs are not finite")
-    return correct.item() / len(part.labels)

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pynas.errors import PynasError
-from pynas.space.architecture import Recipe
+from pynas.train.config import TrainingRecipe
 
 RMSPROP_DECAY = 0.9  # of the running square average, as in MobileNetV3 and EfficientNet
 RMSPROP_EPS = 1e-3
-
-OPTIMIZERS = ("RMSProp", "SGD")
 
 
 class RMSPropTF(torch.optim.Optimizer):
@@ -78,25 +75,26 @@ class RMSPropTF(torch.optim.Optimizer):
         return loss
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: batch-norm's gamma and beta without weight decay (appendix A.5), everything else with it."""
+def parameter_groups(
+    network: nn.Module, weight_decay: float, batch_norm_weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Two groups: batch-norm's gamma and beta with a weight decay of their own (A.5: none), everything else."""
     norm: list[Tensor] = []
     rest: list[Tensor] = []
     for module in network.modules():
         (norm if isinstance(module, _BatchNorm) else rest).extend(module.parameters(recurse=False))
-    return [{"params": rest, "weight_decay": weight_decay}, {"params": norm, "weight_decay": 0.0}]
+    groups = [(rest, weight_decay), (norm, batch_norm_weight_decay)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
-def make_optimizer(network: nn.Module, recipe: Recipe, momentum: float) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all parameters; PynasError for a name that is not in OPTIMIZERS.
+def make_optimizer(network: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all parameters.
 
     SGD is plain heavy-ball momentum: the paper says "SGD" and names no Nesterov. Both optimizers add weight decay to
     the gradient (L2), as the releases of that time did. `recipe.lr` is taken as it is: Table 2's factor 4 for SGD is
     applied where a genome is decoded.
     """
-    groups = parameter_groups(network, recipe.weight_decay)
+    groups = parameter_groups(network, recipe.weight_decay, recipe.batch_norm_weight_decay)
     if recipe.optimizer == "RMSProp":
-        return RMSPropTF(groups, recipe.lr, momentum=momentum)
-    if recipe.optimizer == "SGD":
-        return torch.optim.SGD(groups, recipe.lr, momentum=momentum, foreach=True)
-    raise PynasError(f"optim: got {recipe.optimizer!r}, allowed are {', '.join(OPTIMIZERS)}")
+        return RMSPropTF(groups, recipe.lr, momentum=recipe.momentum)
+    return torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, foreach=True)

@@ -8,10 +8,11 @@ import torch
 from train_examples import PLAIN, digits_payload, small
 
 import pynas.train.loop as loop
-from pynas.data.config import DataConfig
-from pynas.data.memory import load
+from pynas.data.batches import Batch
 from pynas.errors import PynasError
-from pynas.train.candidate import choose_device, train_candidate
+from pynas.nets.load import ModelSpec
+from pynas.train.candidate import train_candidate
+from pynas.train.device import choose_device
 
 PAPER = dataclasses.replace(
     PLAIN, lr=0.026, optimizer="RMSProp", ema=True, dropout=0.17, stochastic_depth=0.09, mixup=0.19, weight_decay=7e-6
@@ -27,7 +28,7 @@ def weights(recipe: Any, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dic
     """What a short training leaves in the network that is evaluated."""
     seen: list[torch.nn.Module] = []
     real = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", lambda network, part: (seen.append(network), real(network, part))[1])
+    monkeypatch.setattr(loop, "evaluate", lambda network, *rest: (seen.append(network), real(network, *rest))[1])
     trained(digits_payload(recipe, data={"name": "digits", "train": 128}, **{"epochs": 1, **changes}))
     monkeypatch.undo()
     return seen[-1].state_dict()
@@ -49,19 +50,19 @@ def test_the_same_payload_gives_the_same_bits_whatever_the_random_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(1)
-    first = weights(PAPER, monkeypatch, augment=True)
+    first = weights(PAPER, monkeypatch, augment="basic")
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    second = weights(PAPER, monkeypatch, augment=True)
+    second = weights(PAPER, monkeypatch, augment="basic")
     assert torch.equal(torch.get_rng_state(), before)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-    other = weights(PAPER, monkeypatch, augment=True, seed=2)
+    other = weights(PAPER, monkeypatch, augment="basic", seed=2)
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
 
 def test_stopping_early_gives_the_prefix_of_the_full_curve() -> None:
-    full = digits_payload(PAPER, augment=True)
+    full = digits_payload(PAPER, augment="basic")
     full["training"]["epochs"] = full["epochs"] = 4
     short = {**full, "epochs": 2}
     curve = trained(full)[0]["curve"]
@@ -89,20 +90,19 @@ def test_every_recipe_variable_changes_the_outcome(change: dict[str, Any], monke
     assert not torch.equal(plain["blocks.0.conv.weight"], changed["blocks.0.conv.weight"])
 
 
-def test_two_recipes_see_the_same_batches_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    orders: list[list[int]] = []
+def test_two_recipes_see_the_same_images_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
 
-    def remember(self: loop.Trainer, batch: torch.Tensor) -> torch.Tensor:
-        orders.append(batch.tolist())
-        return real(self, batch)
+    def remember(self: loop.Trainer, batch: Batch) -> None:
+        seen.append(batch.images)
+        real(self, batch)
 
-    real = loop.Trainer._update
-    monkeypatch.setattr(loop.Trainer, "_update", remember)
+    real = loop.Trainer.update
+    monkeypatch.setattr(loop.Trainer, "update", remember)
     for recipe in (PLAIN, PAPER):
         trained(digits_payload(recipe, epochs=1))
-    assert len(orders) == 32
-    assert orders[:16] == orders[16:]
-    assert sorted(image for batch in orders[:16] for image in batch) == list(range(512))
+    assert len(seen) == 32
+    assert all(torch.equal(one, other) for one, other in zip(seen[:16], seen[16:], strict=True))
 
 
 def test_the_average_is_what_is_evaluated() -> None:
@@ -113,16 +113,8 @@ def test_the_average_is_what_is_evaluated() -> None:
     assert trained(digits_payload(PLAIN, **changes))[0]["accuracy"] > 0.3
 
 
-def test_the_resolution_is_the_architectures() -> None:
-    dataset = load(DataConfig(name="digits"))
-    prepare = loop.Preparation(dataset, 12, torch.device("cpu"))
-    part = prepare(dataset.train_images, dataset.train_labels)
-    assert part.images.shape == (1437, 1, 12, 12)
-    assert part.images.dtype == torch.float32
-    plain = loop.Preparation(dataset, 8, torch.device("cpu"))(dataset.train_images, dataset.train_labels).images
-    assert plain.mean().item() == pytest.approx(0.0, abs=1e-4)
-    assert plain.std().item() == pytest.approx(1.0, abs=1e-3)
-    result, _ = trained(digits_payload(architecture=small(resolution=12).to_dict(), epochs=1))
+def test_the_resolution_is_the_models() -> None:
+    result, _ = trained(digits_payload(model=ModelSpec.of(small(resolution=12)).to_dict(), epochs=1))
     assert 0.0 <= result["accuracy"] <= 1.0
 
 
@@ -146,8 +138,11 @@ def test_an_evaluation_that_is_not_finite_names_epoch_step_and_lr(monkeypatch: p
         ({"epochs": 3}, r"epochs: got 3, allowed are 1 to training\.epochs, 2"),
         ({"epochs": 0}, "epochs: got 0, allowed are 1 to"),
         ({"batch_size": 600}, r"training\.batch_size: got 600, allowed are at most the 512 training images"),
-        ({"architecture": small(classes=7).to_dict()}, "architecture: got 7 classes, digits has 10"),
-        ({"architecture": small(input_channels=3).to_dict()}, "architecture: got 3 input channels, digits has 1"),
+        ({"model": ModelSpec.of(small(classes=7)).to_dict()}, "model network: got 7 classes, the data have 10 classes"),
+        (
+            {"model": ModelSpec.of(small(input_channels=3)).to_dict()},
+            "model network: cannot take images of 1 x 8 x 8",
+        ),
     ],
 )
 def test_payloads_that_cannot_be_trained(changes: dict[str, Any], message: str) -> None:

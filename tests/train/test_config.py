@@ -31,7 +31,7 @@ def test_mistakes_are_refused(model: type, values: dict, name: str) -> None:
 
 
 def test_an_unknown_data_set_is_told_the_allowed_ones() -> None:
-    with pytest.raises(ValidationError, match="'fashion-mnist' or 'digits'"):
+    with pytest.raises(ValidationError, match="'fashion-mnist', 'digits', 'folder' or 'webdataset'"):
         DataConfig(name="imagenet")
 
 

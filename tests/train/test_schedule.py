@@ -34,3 +34,18 @@ def test_a_warmup_that_ends_within_a_step() -> None:
     assert factors[0] == pytest.approx(0.8)
     assert factors[1] == 1.0
     assert factors[2:] == sorted(factors[2:], reverse=True)
+
+
+def test_half_a_cosine_from_the_end_of_the_warmup_to_zero() -> None:
+    schedule = Schedule.of(TrainingConfig(epochs=12, warmup_epochs=2.0, schedule="cosine"), steps_per_epoch=5)
+    assert schedule.factor(4) == pytest.approx(0.5)
+    assert schedule.factor(10) == 1.0
+    assert schedule.factor(35) == pytest.approx(0.5)
+    assert schedule.factor(60) == pytest.approx(0.0, abs=1e-12)
+    factors = [schedule.factor(step) for step in range(10, 61)]
+    assert factors == sorted(factors, reverse=True)
+
+
+def test_a_warmup_as_long_as_the_training() -> None:
+    schedule = Schedule.of(TrainingConfig(epochs=2, warmup_epochs=2, schedule="cosine"), steps_per_epoch=5)
+    assert [schedule.factor(step) for step in (0, 9)] == pytest.approx([0.1, 1.0])

@@ -1,0 +1,225 @@
+"""A training's directory: killed, stopped and damaged trainings go on bit for bit, and nothing finished is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_examples import ENVIRONMENT, pynas, small, write_network
+
+from pynas.data.config import DataConfig
+from pynas.errors import PynasError
+from pynas.nets.load import ModelSpec
+from pynas.train.config import TrainingRecipe
+from pynas.train.log import read_log
+from pynas.train.run import RunDirectory, train_model
+
+SPEC = ModelSpec.of(small(), name="net")
+DATA = DataConfig(name="digits", train=256)
+RECIPE = TrainingRecipe(
+    epochs=3, batch_size=16, lr=0.01, optimizer="RMSProp", dropout=0.2, stochastic_depth=0.2, mixup=0.2
+)
+LONG = ["--set", "epochs=5", "--set", "batch_size=16", "--set", "lr=0.01", "--data", "digits", "--data", "train=640"]
+"""A training of some seconds, to be disturbed."""
+
+
+def states(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(RunDirectory(path).weights)
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    left, right = states(one), states(other)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+    results = [json.loads(RunDirectory(path).result.read_text()) for path in (one, other)]
+    for key in ("curve", "raw_curve", "test_accuracy"):
+        assert results[0][key] == results[1][key]
+    assert losses(one) == losses(other)
+
+
+def losses(path: Path) -> dict[int, float]:
+    return {row["epoch"]: row["loss"] for row in read_log(path / "log.jsonl") if row["event"] == "epoch"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_network(folder)
+    done = pynas("train", "net.yaml", "--dir", "run", *LONG, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def start(folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "pynas.cli", "train", "net.yaml", "--dir", "run", *LONG]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def wait_for(condition: Any, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_killed_again_and_again_it_ends_in_the_same_bits(undisturbed: Path, tmp_path: Path) -> None:
+    write_network(tmp_path)
+    directory = RunDirectory(tmp_path / "run")
+    for delay in (0.03, 0.11):
+        before = set(directory.checkpoints.glob("*.pt"))
+        process = start(tmp_path)
+        wait_for(lambda before=before: set(directory.checkpoints.glob("*.pt")) - before, process)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        assert not directory.result.exists()
+    done = pynas("train", "net.yaml", "--dir", "run", *LONG, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stderr
+    assert_same_bits(undisturbed, tmp_path / "run")
+    epochs = [row["epoch"] for row in read_log(directory.log) if row["event"] == "epoch"]
+    assert epochs == [1, 2, 3, 4, 5]  # every epoch once, whatever the kills cut off
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_in_the_middle_of_an_epoch_it_goes_on_from_that_step(
+    number: int, code: int, undisturbed: Path, tmp_path: Path
+) -> None:
+    write_network(tmp_path)
+    directory = RunDirectory(tmp_path / "run")
+    process = start(tmp_path)
+    wait_for(lambda: any(directory.checkpoints.glob("*.pt")), process)
+    time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "stopped by" in err
+    assert "Traceback" not in err
+    done = pynas("train", "net.yaml", "--dir", "run", *LONG, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    stopped, resumed = (
+        next(row for row in read_log(directory.log) if row["event"] == e) for e in ("stopped", "resumed")
+    )
+    assert stopped["step"] == resumed["step"]
+    assert_same_bits(undisturbed, tmp_path / "run")
+
+
+def test_sigusr1_writes_a_checkpoint_and_the_training_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    write_network(tmp_path)
+    directory = RunDirectory(tmp_path / "run")
+    process = start(tmp_path)
+    wait_for(lambda: any(directory.checkpoints.glob("*.pt")), process)
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "checkpoint written" in err
+    assert [row for row in read_log(directory.log) if row["event"] == "saved"]
+    assert_same_bits(undisturbed, tmp_path / "run")
+
+
+def test_the_run_directory_holds_what_it_should(tmp_path: Path) -> None:
+    result = train_model(SPEC, RECIPE, DATA, tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    rows = read_log(directory.log)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert 0 <= row["data_wait"] <= 1
+        assert row["images_per_second"] > 0
+        assert {"lr", "loss", "validation_loss", "accuracy", "raw_accuracy"} <= row.keys()
+    assert rows[0]["lr"] > rows[2]["lr"]
+    assert result["curve"] == [row["accuracy"] for row in rows]
+    assert result == directory.read_result()
+    assert list(directory.tensorboard.glob("events.out.tfevents.*"))
+    assert len(list(directory.checkpoints.glob("*.pt"))) == 2
+    inode = directory.result.stat().st_ino
+    assert train_model(SPEC, RECIPE, DATA, tmp_path / "run") == result  # finished: nothing is trained again
+    assert directory.result.stat().st_ino == inode
+
+
+def test_tensorboard_reads_the_scalars(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = train_model(SPEC, RECIPE, DATA, tmp_path / "run")
+    events = EventAccumulator(str(RunDirectory(tmp_path / "run").tensorboard)).Reload()
+    assert {"train/loss", "train/lr", "validation/accuracy", "validation/raw_accuracy"} <= set(events.Tags()["scalars"])
+    assert [event.value for event in events.Scalars("validation/accuracy")] == pytest.approx(result["curve"])
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    train_model(SPEC, RECIPE, DATA, tmp_path / "whole")
+    train_model(SPEC, RECIPE, DATA, tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    directory.result.unlink()
+    newest, _ = sorted(directory.checkpoints.glob("*.pt"), reverse=True)
+    os.truncate(newest, newest.stat().st_size // 2)
+    train_model(SPEC, RECIPE, DATA, tmp_path / "run")
+    assert_same_bits(tmp_path / "whole", tmp_path / "run")
+
+
+def test_another_training_is_not_mixed_up_with_what_is_there(tmp_path: Path) -> None:
+    train_model(SPEC, RECIPE, DATA, tmp_path / "run")
+    changed = RECIPE.model_copy(update={"lr": 0.02})
+    with pytest.raises(PynasError, match=r"began with other settings: recipe\.lr \(0\.01 -> 0\.02\)\. Name another"):
+        train_model(SPEC, changed, DATA, tmp_path / "run")
+    with pytest.raises(PynasError, match=r"seed \(0 -> 1\)"):
+        train_model(SPEC, RECIPE, DATA, tmp_path / "run", seed=1)
+    with pytest.raises(PynasError, match=r"data\.train \(256 -> 128\)"):
+        train_model(SPEC, RECIPE, DATA.model_copy(update={"train": 128}), tmp_path / "run")
+    with pytest.raises(PynasError, match=r"teacher \(null -> "):
+        train_model(SPEC, RECIPE, DATA, tmp_path / "run", teacher=SPEC)
+    train_model(SPEC, RECIPE.model_copy(update={"workers": 1, "device": "cpu"}), DATA, tmp_path / "run")
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    write_network(tmp_path)
+    process = start(tmp_path)
+    try:
+        wait_for(lambda: any((tmp_path / "run" / "checkpoints").glob("*.pt")), process)
+        done = pynas("train", "net.yaml", "--dir", "run", *LONG, cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"is being driven by process {process.pid}" in done.stderr
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_training_that_diverges_says_where_and_what_is_left(tmp_path: Path) -> None:
+    wild = RECIPE.model_copy(update={"lr": 1e30, "warmup_epochs": 0, "optimizer": "SGD"})
+    with pytest.raises(
+        PynasError, match=r"net: loss is (nan|inf) in epoch 1, step \d+ of 16, lr .*there is no checkpoin"
+    ):
+        train_model(SPEC, wild, DATA, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_the_last_good_checkpoint_is_named_and_none_is_written_after_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    rising = RECIPE.model_copy(
+        update={"lr": 1e-3, "optimizer": "SGD", "momentum": 0.0, "weight_decay": 2500.0, "epochs": 40, "lr_decay": 1.0}
+    )
+    with pytest.raises(PynasError, match=r"the last good checkpoint is (\S+step_\d+\.pt)") as caught:
+        train_model(SPEC, rising, DATA, tmp_path / "run")
+    named = str(caught.value).split("checkpoint is ")[1].split(";")[0].split(". ")[0]
+    state = torch.load(named, weights_only=True)["state"]["trainer"]["network"]
+    assert all(torch.isfinite(value.double()).all() for value in state.values())
+
+
+def test_models_and_teachers_that_do_not_fit(tmp_path: Path) -> None:
+    wrong = ModelSpec.of(small(classes=7), name="seven")
+    with pytest.raises(PynasError, match="model seven: got 7 classes, the data have 10 classes"):
+        train_model(wrong, RECIPE, DATA, tmp_path / "run")
+    with pytest.raises(PynasError, match="teacher seven: got 7 classes, the data have 10 classes"):
+        train_model(SPEC, RECIPE, DATA, tmp_path / "other", teacher=wrong)
+    with pytest.raises(PynasError, match="batch_size: got 300, allowed are at most the 256 training images"):
+        train_model(SPEC, RECIPE.model_copy(update={"batch_size": 300}), DATA, tmp_path / "third")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PynasError, match="file: cannot be made a directory"):
+        train_model(SPEC, RECIPE, DATA, tmp_path / "file")

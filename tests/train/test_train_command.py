@@ -1,0 +1,163 @@
+"""`pynas train`: any model, several networks, the two steps of distillation, and what is wrong in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from train_examples import pynas, small, write_network
+
+from pynas.data.config import DataConfig
+from pynas.errors import PynasError
+from pynas.nets.load import ModelSpec, load_model
+from pynas.train.config import TrainingRecipe
+from pynas.train.log import read_log
+from pynas.train.models import model_for_data
+from pynas.train.run import train_model
+from pynas.train.two_step import TEACHER, read_teacher, run_names, train_models
+
+SHORT = {"epochs": 2, "batch_size": 32, "lr": 0.01}
+SET = [text for key, value in SHORT.items() for text in ("--set", f"{key}={value}")]
+DATA = DataConfig(name="digits", train=256)
+DIGITS = ["--data", "digits", "--data", "train=256"]
+MINE = """
+import torch
+def make_model(classes, input_channels):
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(input_channels, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, classes))
+"""
+
+
+def test_two_epochs_on_digits_reach_seventy_per_cent(tmp_path: Path) -> None:
+    recipe = TrainingRecipe(epochs=2, batch_size=16, augment="none", ema_decay=0.9)
+    result = train_model(ModelSpec.of(small()), recipe, DataConfig(name="digits"), tmp_path / "run")
+    assert result["accuracy"] > 0.7
+    assert result["test_accuracy"] > 0.7
+
+
+def test_a_users_model_trains_and_its_weights_load(tmp_path: Path) -> None:
+    (tmp_path / "mypackage.py").write_text(MINE)
+    done = pynas("train", "--model", "mypackage:make_model", *DIGITS, *SET, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)["mypackage.make_model"]
+    assert result["directory"] == "runs/mypackage.make_model" or Path(result["directory"]).is_absolute()
+    assert Path(result["curve_plot"]).read_bytes().startswith(b"\x89PNG")
+    assert "images/s" in done.stderr
+    assert "waiting for data" in done.stderr
+    again = pynas("train", "--model", "mypackage:make_model", *DIGITS, *SET, "--json", cwd=tmp_path)
+    assert json.loads(again.stdout)["mypackage.make_model"]["curve"] == result["curve"]
+
+
+def test_a_winner_trains_with_the_recipe_it_brings(tmp_path: Path) -> None:
+    path = write_network(tmp_path)
+    recipe = {"lr": 0.02, "optimizer": "SGD", "ema": True, "dropout": 0.1, "stochastic_depth": 0.1, "mixup": 0.2}
+    lines = "".join(f"  {key}: {json.dumps(value)}\n" for key, value in {**recipe, "weight_decay": 1e-5}.items())
+    path.write_text(path.read_text() + f"recipe:\n{lines}")
+    settings = {"epochs": 1, "batch_size": 64}
+    spec = model_for_data(str(path), DATA)
+    train_models([spec], DATA, tmp_path / "run", recipe="fbnetv3_final", settings=settings | {"augment": "none"})
+    trained = json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]
+    assert {key: trained[key] for key in recipe} == recipe
+    assert (trained["lr_decay"], trained["ema_decay"], trained["epochs"]) == (0.9875, 0.99985, 1)
+
+
+def test_two_steps_the_largest_teaches_all_itself_included(tmp_path: Path) -> None:
+    write_network(tmp_path, "little")
+    large = tmp_path / "large.yaml"
+    large.write_text((tmp_path / "little.yaml").read_text().replace("name: little", "name: large").replace("24", "32"))
+    done = pynas("train", "little.yaml", "large.yaml", "--distill", "--dir", "out", *DIGITS, *SET, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "step 1: large.yaml on labels" in done.stderr
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["large", "little", TEACHER]
+    settings = {name: json.loads((out / name / "run.json").read_text()) for name in ("large", "little", TEACHER)}
+    assert settings[TEACHER]["teacher"] is None
+    for name in ("large", "little"):
+        assert settings[name]["teacher"]["weights"] == str(out / TEACHER / "model.safetensors")
+        assert len(settings[name]["teacher"]["weights_sha256"]) == 64
+    assert settings["large"]["model"] == settings[TEACHER]["model"]
+    first, second = (read_log(out / name / "log.jsonl")[0]["loss"] for name in (TEACHER, "large"))
+    assert first != second
+    again = pynas("train", "little.yaml", "large.yaml", "--distill", "--dir", "out", *DIGITS, *SET, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_student_comes_closer_to_its_teacher_than_one_that_saw_labels_alone(tmp_path: Path) -> None:
+    recipe = TrainingRecipe(epochs=2, batch_size=16, augment="none", ema=False, mixup=0, dropout=0, stochastic_depth=0)
+    spec, data = ModelSpec.of(small(), name="net"), DataConfig(name="digits", train=512)
+    train_model(spec, recipe.model_copy(update={"epochs": 4}), data, tmp_path / "teacher")
+    teacher = read_teacher(str(tmp_path / "teacher"), data)
+    train_model(spec, recipe, data, tmp_path / "plain", seed=1)
+    train_model(
+        spec, recipe.model_copy(update={"distillation": 1.0}), data, tmp_path / "student", seed=1, teacher=teacher
+    )
+    images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    taught, plain, student = (
+        load_model(tmp_path / name / "model.safetensors").eval()(images).log_softmax(1)
+        for name in ("teacher", "plain", "student")
+    )
+    distance = [torch.nn.functional.kl_div(x, taught, log_target=True, reduction="batchmean") for x in (plain, student)]
+    assert distance[1] < 0.7 * distance[0]
+
+
+def test_networks_of_the_zoo_fit_themselves_to_the_data_and_users_tables_do_not(tmp_path: Path) -> None:
+    spec = model_for_data("fbnetv3_a", DATA)
+    assert (spec.classes, spec.input_channels, spec.resolution) == (10, 1, 224)
+    resnet = model_for_data("resnet18_1.4x_width", DATA, small_input=True)
+    assert (resnet.classes, resnet.input_channels, resnet.resolution) == (10, 1, 8)
+    mine = model_for_data(str(write_network(tmp_path, classes=7)), DATA)
+    assert mine.classes == 7
+
+
+def test_names_of_runs() -> None:
+    specs = [ModelSpec("a/b/net.yaml"), ModelSpec("pkg.mod:make"), ModelSpec("resnet18_1.4x_width")]
+    assert run_names(specs) == ["net", "pkg.mod.make", "resnet18_1.4x_width"]
+    with pytest.raises(PynasError, match="network net: two trainings would share a folder"):
+        run_names([ModelSpec("a/net.yaml"), ModelSpec("b/net.yaml")])
+
+
+WRONG = {
+    "nothing to train": ([], "train: name at least one network"),
+    "unknown model": (["fbnetv9"], "no table 'fbnetv9': neither a file nor one of"),
+    "unknown function": (["nowhere:make"], "nowhere"),
+    "unknown recipe": (["net.yaml", "--recipe", "best"], "no recipe 'best': neither a file nor one of fbnetv3_final"),
+    "unknown recipe key": (["net.yaml", "--set", "rate=1"], "recipe: rate: unknown key; allowed: epochs, batch_size"),
+    "no value": (["net.yaml", "--set", "lr"], "--set 'lr': write --set KEY=VALUE"),
+    "lr of zero": (["net.yaml", "--set", "lr=0"], "recipe: lr: 0: Input should be greater than 0"),
+    "lr that is no number": (["net.yaml", "--set", "lr=nan"], "recipe: lr: "),
+    "unknown data": (["net.yaml", "--data", "imagenet"], "data: name: 'imagenet': Input should be 'fashion-mnist'"),
+    "data twice": (["net.yaml", "--data", "digits", "--data", "digits"], "--data 'name=digits': name is given twice"),
+    "wrong class count": (["seven.yaml", "--data", "digits"], "seven.yaml: got 7 classes, the data have 10 classes"),
+    "open choices": (["net.yaml", "--recipe", "fbnetv3_search"], "recipe fbnetv3_search: leaves open lr"),
+    "a space": (["fbnetv3", "--data", "digits"], "fbnetv3"),
+    "an untrained teacher": (["net.yaml", "--data", "digits", "--teacher", "."], "teacher .: has no model.safetensors"),
+    "a teacher of other classes": (
+        ["net.yaml", "--data", "digits", "--teacher", "seven.yaml"],
+        "teacher seven.yaml: got 7 classes, the data have 10 classes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=list(WRONG))
+def test_what_the_user_can_mend(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import pynas.cli
+
+    write_network(tmp_path)
+    write_network(tmp_path, "seven", classes=7)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["pynas", "train", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        pynas.cli.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert message in err
+    assert err.count("pynas: ") == 1
+    assert "Traceback" not in err
+    assert out == ""
