@@ -158,7 +158,7 @@ def placed(path: Path) -> Iterator[Path]:
     """
     if not path.parent.is_dir():
         raise PynasError(f"{path}: cannot be written: there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # torch.export.save looks at the suffix
     try:
         yield temporary
         with open(temporary, "rb") as file:
