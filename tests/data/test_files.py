@@ -15,9 +15,9 @@ from trees import damage, jpeg, shards, tree
 
 from pynas.data.config import DataConfig
 from pynas.data.describe import describe
+from pynas.data.find import find
 from pynas.data.images import Images, Listing, Names, arrange
 from pynas.data.memory import load, load_test
-from pynas.data.find import find
 from pynas.data.open import contents, open_data
 from pynas.data.shards import index
 from pynas.data.stream import epoch_order

@@ -53,7 +53,7 @@ def damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     path.unlink()
     if how == "truncated":
-        path.write_bytes(content[: len(content) // 2])
+        path.write_bytes(content[: len(content) * 9 // 10])
     elif how == "garbage":
         path.write_bytes(bytes(np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8)))
     elif how == "empty":
