@@ -107,7 +107,11 @@ class StreamedData:
 
     def close(self) -> None:
         self._turn += 1
-        self._train_loader = None  # its iterator ends the workers
+        # What still refers to the iterator, such as the traceback of an error, would otherwise keep its workers.
+        end_workers = getattr(getattr(self._train_loader, "_iterator", None), "_shutdown_workers", None)
+        if end_workers is not None:
+            end_workers()
+        self._train_loader = None
         for images in self._parts.values():
             images.source.close()
 
