@@ -181,9 +181,10 @@ def read_model(
     padding: str | None = None,
     small_input: bool = False,
 ) -> ModelSpec:
-    """What a model's name stands for; the keywords as in `load_model`. Builds nothing and imports no torch.
+    """What a model's name stands for; the keywords as in `load_model`.
 
-    Raises PynasError for a name that stands for nothing and for what the model cannot be given.
+    Builds nothing, and imports no torch except for a weights file. Raises PynasError for a name that stands for nothing
+    and for what the model cannot be given.
     """
     text = str(name)
     if isinstance(name, str) and FUNCTION.fullmatch(text):

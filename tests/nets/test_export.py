@@ -30,7 +30,7 @@ def every_block() -> Architecture:
         Row("conv", (3, 3), None, 8, 1, 2, 0, "hswish"),
         Row("mbconv", (3, 3), (1.0, 1.0), 8, 1, 1, 0, "relu"),
         Row("mbconv", (5, 3), (4.0, 2.0), 16, 2, 2, 1, "hswish", pad=1),
-        Row("mbconv", (3, 3), (2.0, 2.0), 16, 2, 1, 2, "swish"),
+        Row("mbconv", (3, 3), (2.0, 2.0), 16, 1, 1, 2, "swish"),
         Row("skip", None, None, 16, 1, 1, 0, "relu"),
         Row("skip", None, None, 24, 1, 2, 0, "relu"),
         Row("mbpool", None, (6.0, 6.0), 64, 1, 1, 0, "hswish"),
@@ -96,13 +96,13 @@ def test_every_kind_of_block(suffix: str, tmp_path: Path) -> None:
 
 
 def test_feature_maps(tmp_path: Path) -> None:
-    backbone = stirred(ModelSpec.of(every_block()).build(features_only=True))
+    backbone = stirred(ModelSpec.of(every_block()).build(features_only=True, out_strides=[2, 4]))
     export_model(backbone, tmp_path / "maps.onnx")
     agree(backbone, run_onnx(tmp_path / "maps.onnx"), 1, 20)
 
 
 def test_resnet_and_a_users_module(tmp_path: Path) -> None:
-    network = stirred(load_model("resnet18_0.125x_width", classes=10, small_input=True))
+    network = stirred(load_model("resnet18_0.125x_width_0.5x_depth", classes=10, small_input=True))
     export_model(network, tmp_path / "resnet.pt2", resolution=28)
     agree(network, run_torch(tmp_path / "resnet.pt2"), 3, 28)
     mine = nn.Sequential(nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
