@@ -222,7 +222,7 @@ def count(
         blocks = [vars(block) for block in architecture.blocks()]
         _print_json(cost | {"name": name, "resolution": architecture.resolution, "blocks": blocks})
         return
-    columns = ["row", "kind", "kernel", "stride", "in_channels", "mid_channels", "channels", "se_channels"]
+    columns = ["row", "kind", "kernel", "stride", "in_channels", "mid_channels", "channels", "splits", "se_channels"]
     columns += ["out_size", "flops", "params"]
     lines = [columns, *([str(getattr(block, column)) for column in columns] for block in architecture.blocks())]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
