@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,11 +45,14 @@ class FeatureNetwork(nn.Module):
         else:
             raise PynasError(f"features_only: got a {type(network).__name__}; only pynas's own networks have strides")
         has = ", ".join(map(str, where))
+        if out_strides is not None and (isinstance(out_strides, str) or not isinstance(out_strides, Iterable)):
+            raise PynasError(f"out_strides: got {out_strides!r}, allowed is a list of the network's strides {has}")
         chosen = sorted(set(STRIDES) & set(where) if out_strides is None else set(out_strides))
         if missing := [stride for stride in chosen if stride not in where]:
-            raise PynasError(f"out_strides: got {', '.join(map(str, missing))}; the network has strides {has}")
+            raise PynasError(f"out_strides: got {', '.join(map(repr, missing))}; the network has strides {has}")
         if not chosen:
-            raise PynasError(f"out_strides: none given, and the network has no stride of 4 or more; it has {has}")
+            lacking = "is empty" if out_strides is not None else "not given, and there is no stride of 4 or more"
+            raise PynasError(f"out_strides: {lacking}; the network has strides {has}")
         self.strides = tuple(chosen)
         self.channels = tuple(widths[stride] for stride in chosen)
         self._taps = {where[stride] for stride in chosen}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pynas.errors import PynasError
 from pynas.space.architecture import Architecture, Recipe
-from pynas.space.space import load_design
+from pynas.space.space import check_seed, load_design
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,6 +77,10 @@ class ModelSpec:
         Raises PynasError where the function fails or the weights do not fit.
         """
         rates = {"dropout": dropout, "stochastic_depth": stochastic_depth}
+        for key, rate in rates.items():
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+                raise PynasError(f"{key}: got {rate!r}, allowed is a probability from 0 to 1")
+        seed = check_seed(seed)
         network = self._make({key: rate or self.keywords.get(key, 0.0) for key, rate in rates.items()}, seed)
         if self.weights is not None and restore:
             from pynas.nets.weights import restore as restore_weights

@@ -15,6 +15,8 @@ from pynas.nets.build import initialise
 
 WIDTHS = (64, 128, 256, 512)
 BLOCKS = 2  # a stage, at depth 1
+MAX_MULTIPLIER = 8  # of width or depth: the widest has 750 million parameters
+MAX_CHANNELS = 65536  # as in tables
 
 
 class BasicBlock(nn.Module):
@@ -59,8 +61,11 @@ class ResNet(nn.Module):
             if not 0.0 <= rate <= 1.0:
                 raise PynasError(f"{name}: got {rate}, allowed is a probability from 0 to 1")
         for name, factor in (("width", width), ("depth", depth)):
-            if not 0.0 < factor <= 64.0:
-                raise PynasError(f"{name}: got {factor}, allowed are multipliers above 0 and up to 64")
+            if not 0.0 < factor <= MAX_MULTIPLIER:
+                raise PynasError(f"{name}: got {factor}, allowed are multipliers above 0 and up to {MAX_MULTIPLIER}")
+        for name, number in (("classes", classes), ("input_channels", input_channels)):
+            if not 1 <= number <= MAX_CHANNELS:
+                raise PynasError(f"{name}: got {number}, allowed are whole numbers from 1 to {MAX_CHANNELS}")
         widths = [max(round(channels * width / 8), 1) * 8 for channels in WIDTHS]
         repeats = max(round(BLOCKS * depth), 1)
         self.small_input = small_input

@@ -191,6 +191,8 @@ def _safetensors(module: str = "") -> Any:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     library = _safetensors()
+    if not path.is_file():
+        raise PynasError(f"{path}: cannot be read: there is no such file")
     try:
         with library.safe_open(path, framework="pt", device="cpu") as file:
             yield file

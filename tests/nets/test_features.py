@@ -116,8 +116,15 @@ def test_networks_with_fewer_strides_give_fewer_maps() -> None:
     assert load_model("resnet18", small_input=True, features_only=True).strides == (4, 8)
     with pytest.raises(PynasError, match=r"out_strides: got 8, 16; the network has strides 2, 4"):
         ModelSpec.of(small()).build(features_only=True, out_strides=[4, 8, 16])
-    with pytest.raises(PynasError, match=r"the network has no stride of 4 or more; it has 2"):
+    with pytest.raises(PynasError, match=r"there is no stride of 4 or more; the network has strides 2$"):
         ModelSpec.of(small().with_(small_input=True)).build(features_only=True)
+    for wrong, message in (
+        (4, "got 4, allowed is a list"),
+        (["4"], "got '4'; the network"),
+        ([], "is empty; the network"),
+    ):
+        with pytest.raises(PynasError, match=f"out_strides: {message}"):
+            ModelSpec.of(small()).build(features_only=True, out_strides=wrong)
 
 
 def test_resnet_maps_are_its_stages() -> None:

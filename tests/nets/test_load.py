@@ -216,6 +216,8 @@ def test_errors_say_what_came_and_what_is_allowed(table: Path, user: Path) -> No
         ((table,), {"classes": 0}, "classes: 0; allowed: a whole number of at least 1"),
         ((table,), {"padding": "valid"}, "padding: 'valid'; allowed: same"),
         ((table,), {"dropout": 2.0}, "dropout: got 2.0, allowed is a probability"),
+        ((table,), {"dropout": "much"}, "dropout: got 'much', allowed is a probability"),
+        ((table,), {"seed": 2**64}, "seed 18446744073709551616; allowed: whole numbers"),
         ((table,), {"out_strides": [4]}, "out_strides is for features_only"),
         (("resnet18",), {"genome": "0"}, "model resnet18: genome: got '0', which is for tables only"),
         (("resnet18",), {"classes": -1}, "model resnet18: classes: -1; allowed"),

@@ -78,6 +78,7 @@ def test_errors_say_what_is_allowed() -> None:
     for keywords, message in [
         ({"width": 0.0}, "width: got 0.0, allowed are multipliers above 0"),
         ({"depth": 1e6}, "depth: got 1000000.0, allowed are multipliers"),
+        ({"classes": 10**9}, "classes: got 1000000000, allowed are whole numbers from 1 to 65536"),
         ({"dropout": 1.5}, "dropout: got 1.5, allowed is a probability"),
         ({"stochastic_depth": -1.0}, "stochastic_depth: got -1.0, allowed is a probability"),
     ]:
