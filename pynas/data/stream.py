@@ -59,9 +59,8 @@ class StreamedData:
         self.train_images = len(listing.parts["train"])
         self._device, self._batch_size, self._seed, self._augment = device, batch_size, seed, augment
         self._workers = min(available_cores(), MOST_WORKERS) if workers is None else workers
-        self._mean, self._deviation = (
-            torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1) for values in scale_of(config)
-        )
+        mean, deviation = (torch.tensor(values).view(1, -1, 1, 1) for values in scale_of(config))
+        self._scale, self._offset = (1.0 / deviation).to(device), (-mean / deviation).to(device)
         self._decoder = Decoder(listing.parts, resolution, self.channels, seed)
         self._max_bad = config.max_bad
         self._bad = {part: dict(images.bad) for part, images in listing.parts.items()}
@@ -90,7 +89,13 @@ class StreamedData:
             self._note("train", bad)
             if not len(labels):
                 raise PynasError(f"data.path: all {len(bad)} images of a batch are bad; {_first(dict(bad))}")
-            yield Batch(self._augmented(self._on_device(pixels), epoch, step), self._to_device(labels))
+            images = self._to_device(pixels).permute(0, 3, 1, 2)  # channels_last as decoded
+            if self._augment != "none":
+                images = flip(images, generator(self._seed, "flip", epoch, step))
+            images = images.to(torch.float32).div_(255.0)
+            if self._augment == "autoaugment":
+                images = auto_augment(images, "imagenet", generator(self._seed, "autoaugment", epoch, step))
+            yield Batch(self._normalised(images), self._to_device(labels))
 
     def validation_batches(self) -> Iterator[Batch]:
         return self._evaluation_batches("validation")
@@ -119,8 +124,8 @@ class StreamedData:
         for pixels, labels, bad in self._evaluated(part):
             self._note(part, bad)
             if len(labels):
-                images = (self._on_device(pixels) - self._mean) / self._deviation
-                yield Batch(images.contiguous(memory_format=MEMORY_FORMAT), self._to_device(labels))
+                images = self._to_device(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
+                yield Batch(self._normalised(images), self._to_device(labels))
 
     def _evaluated(self, part: str) -> Iterator[Decoded]:
         count = len(self._parts[part])
@@ -150,19 +155,11 @@ class StreamedData:
             generator=torch.Generator(),
         )
 
-    def _on_device(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, R, R, C) to float32 (B, C, R, R) in 0 to 1 on the device, channels_last as decoded."""
-        return self._to_device(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
-
     def _to_device(self, values: Tensor) -> Tensor:
         return values.to(self._device, non_blocking=True)
 
-    def _augmented(self, images: Tensor, epoch: int, step: int) -> Tensor:
-        if self._augment != "none":
-            images = flip(images, generator(self._seed, "flip", epoch, step))
-        if self._augment == "autoaugment":
-            images = auto_augment(images, "imagenet", generator(self._seed, "autoaugment", epoch, step))
-        return ((images - self._mean) / self._deviation).contiguous(memory_format=MEMORY_FORMAT)
+    def _normalised(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self._offset, images, self._scale).contiguous(memory_format=MEMORY_FORMAT)
 
     def _note(self, part: str, bad: list[tuple[str, str]]) -> None:
         if bad:
