@@ -56,7 +56,7 @@ class Images:
     index: NDArray[np.int64]
     labels: NDArray[np.int64]
     groups: NDArray[np.int64] | None = None
-    bad: dict[str, str] = field(default_factory=dict)  # known to be bad before decoding, not among the N
+    bad: dict[str, str] = field(default_factory=dict)  # known to be bad before decoding: name -> reason; not in `index`
 
     def __len__(self) -> int:
         return len(self.index)
@@ -82,6 +82,8 @@ def arrange(config: DataConfig, listing: Listing) -> Listing:
     apart from the few at the border. Raises PynasError for what the images there are do not allow.
     """
     classes, parts = listing.classes, dict(listing.parts)
+    for part, images in parts.items():
+        check_share(part, images.bad, len(images) + len(images.bad), config.max_bad)
     if config.classes is not None:
         renumbered = choose_classes(len(classes), config.classes, config.seed, listing.name)
         classes = [name for name, label in zip(classes, renumbered, strict=True) if label >= 0]
@@ -121,6 +123,21 @@ def shuffled_by_name(images: Images, seed: int) -> NDArray[np.int64]:
     ]
     values = np.frombuffer(b"".join(digests), np.uint64)
     return stratify(images.labels, np.argsort(values, kind="stable"))
+
+
+def check_share(part: str, bad: dict[str, str], there: int, allowed: float) -> None:
+    """PynasError where more than a share of `allowed` of the images of a part are bad."""
+    if bad and len(bad) > allowed * there:
+        raise PynasError(
+            f"data.max_bad: {len(bad)} of the {there} {part} images are bad, {len(bad) / there:.2%}; allowed: "
+            f"{allowed:.2%}; {some_of(bad)}"
+        )
+
+
+def some_of(bad: dict[str, str], most: int = 3) -> str:
+    """The first few bad images with their reasons."""
+    named = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:most])
+    return f"{named}; and {len(bad) - most} more" if len(bad) > most else named
 
 
 def one_class_is_none(listing: Listing) -> Listing:

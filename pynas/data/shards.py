@@ -15,22 +15,25 @@ import os
 import re
 import tarfile
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pynas.cores import available_cores
 from pynas.data.config import DataConfig
 from pynas.data.fetch import cache_folder
 from pynas.data.folder import FOLDERS
-from pynas.data.images import Images, Listing, Names, one_class_is_none
+from pynas.data.images import Images, Listing, Names, one_class_is_none, some_of
 from pynas.errors import PynasError
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL = "cls"
 SAMPLE = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")  # key and extension, split at the first dot as webdataset does
 OPEN_SHARDS = 64
+MOST_SCANNERS = 16
 
 
 class TarMembers:
@@ -88,7 +91,7 @@ def find(config: DataConfig) -> Listing:
     if not len(classes):
         raise PynasError(
             f"data.path: no samples in the {len(shards['train'])} shards of {config.path}; a sample is KEY.jpg (or "
-            f"{', '.join(EXTENSIONS[1:])}) and KEY.{LABEL}"
+            f"{', '.join(EXTENSIONS[1:])}) and KEY.{LABEL}; {some_of(found['train'].bad) or 'nothing like it is there'}"
         )
     parts = {}
     for part, images in found.items():
@@ -112,8 +115,12 @@ def expand(pattern: str, key: str) -> list[str]:
         ) from None
     if Path(pattern).expanduser().is_dir():
         pattern = os.path.join(pattern, "*.tar")
+    try:
+        expanded = expand_urls(os.path.expanduser(pattern))
+    except (AssertionError, ValueError) as error:  # a variable that is not set, braces that do not close
+        raise PynasError(f"{key}: got {pattern}: {error}") from None
     files: list[str] = []
-    for name in expand_urls(os.path.expanduser(pattern)):
+    for name in expanded:
         matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
         if not matches:
             raise PynasError(f"{key}: no file matches {name}")
@@ -159,8 +166,7 @@ def index(files: list[str]) -> Images:
         labels, shard, place = arrays["labels"], arrays["shard"], arrays["place"]
     except (OSError, ValueError, KeyError):
         keys, bad, rows = [], {}, []
-        for number, file in enumerate(files):
-            found = _samples(file)
+        for number, found in enumerate(_scanned(files)):
             bad |= found.bad
             keys += found.keys
             rows += [(number, *row) for row in found.rows]
@@ -169,6 +175,15 @@ def index(files: list[str]) -> Images:
         names = np.frombuffer(json.dumps([keys, bad]).encode(), np.uint8)
         _keep(cached, {"names": names, "labels": labels, "shard": shard, "place": place})
     return Images(TarMembers(files, keys, shard, place), np.arange(len(labels)), labels, groups=shard, bad=bad)
+
+
+def _scanned(files: list[str]) -> list[_Shard]:
+    """The samples of each shard. Many are scanned by several processes: a million samples take one some minutes."""
+    workers = min(available_cores(), MOST_SCANNERS, len(files) // 8)
+    if workers < 2:
+        return list(map(_samples, files))
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(_samples, files, chunksize=4))
 
 
 def _keep(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:

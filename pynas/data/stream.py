@@ -18,7 +18,7 @@ from pynas.cores import available_cores
 from pynas.data.augment import Augmentation, auto_augment, flip
 from pynas.data.batches import MEMORY_FORMAT, Batch
 from pynas.data.config import DataConfig
-from pynas.data.images import Images, Listing
+from pynas.data.images import Images, Listing, check_share, some_of
 from pynas.errors import PynasError
 from pynas.randomness import generator
 
@@ -63,16 +63,15 @@ class StreamedData:
         self._scale, self._offset = (1.0 / deviation).to(device), (-mean / deviation).to(device)
         self._decoder = Decoder(listing.parts, resolution, self.channels, seed)
         self._max_bad = config.max_bad
-        self._bad = {part: dict(images.bad) for part, images in listing.parts.items()}
-        for part in self._bad:
-            self._check_bad(part)
+        self._bad: dict[str, dict[str, str]] = {part: {} for part in listing.parts}
         self._train_tasks: list[Task] = []
         self._train_loader: DataLoader[Any] | None = None
         self._turn = 0  # counts calls of train_batches
 
     @property
     def bad(self) -> dict[str, str]:
-        return {name: reason for found in self._bad.values() for name, reason in found.items()}
+        known = (images.bad for images in self._parts.values())
+        return {name: reason for found in (*known, *self._bad.values()) for name, reason in found.items()}
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         order = epoch_order(self._parts["train"], self._seed, epoch)
@@ -88,7 +87,7 @@ class StreamedData:
                 raise RuntimeError("train_batches was called again, which ends the batches of the call before")
             self._note("train", bad)
             if not len(labels):
-                raise PynasError(f"data.path: all {len(bad)} images of a batch are bad; {_first(dict(bad))}")
+                raise PynasError(f"data.path: all {len(bad)} images of a batch are bad; {some_of(dict(bad))}")
             images = self._to_device(pixels).permute(0, 3, 1, 2)  # channels_last as decoded
             if self._augment != "none":
                 images = flip(images, generator(self._seed, "flip", epoch, step))
@@ -164,16 +163,7 @@ class StreamedData:
     def _note(self, part: str, bad: list[tuple[str, str]]) -> None:
         if bad:
             self._bad[part].update(bad)
-            self._check_bad(part)
-
-    def _check_bad(self, part: str) -> None:
-        bad = self._bad[part]
-        there = len(self._parts[part]) + len(self._parts[part].bad)
-        if bad and len(bad) > self._max_bad * there:
-            raise PynasError(
-                f"data.max_bad: {len(bad)} of the {there} {part} images are bad, {len(bad) / there:.2%}; allowed: "
-                f"{self._max_bad:.2%}; {_first(bad)}"
-            )
+            check_share(part, self._bad[part], len(self._parts[part]), self._max_bad)
 
 
 class Decoder(Dataset[Decoded]):
@@ -233,16 +223,13 @@ def scale_of(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return found[0], found[1]
 
 
-def _first(bad: dict[str, str], most: int = 3) -> str:
-    named = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:most])
-    return f"{named}; and {len(bad) - most} more" if len(bad) > most else named
-
-
 def _begin_worker(worker: int) -> None:
     """Leaves signals to the training: a worker that died of one would end it before its checkpoint is written.
 
     Schedulers and terminals send them to all processes. SIGTERM counts from the parent alone, which ends workers so.
     """
+    if not hasattr(signal, "sigwaitinfo"):
+        return  # not on macOS
     for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(ignored, signal.SIG_IGN)
     parent = os.getppid()

@@ -19,7 +19,7 @@ from pynas.data.find import find
 from pynas.data.images import Images, Listing, Names, arrange
 from pynas.data.memory import load, load_test
 from pynas.data.open import contents, open_data
-from pynas.data.shards import index
+from pynas.data.shards import _scanned, index
 from pynas.data.stream import epoch_order
 from pynas.errors import PynasError
 
@@ -164,6 +164,18 @@ def test_the_index_of_shards_is_kept_until_they_change(tmp_path: Path, cache: Pa
     assert len(index([str(file)])) == 12
 
 
+def test_many_shards_are_scanned_by_processes_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards(tmp_path, "train", 17, 3)
+    files = [str(file) for file in sorted(tmp_path.glob("*.tar"))]
+    monkeypatch.setattr("pynas.data.shards.available_cores", lambda: 2)
+    many = _scanned(files)
+    monkeypatch.setattr("pynas.data.shards.available_cores", lambda: 1)
+    assert many == _scanned(files)
+    assert [shard.keys[0] for shard in many] == [f"train{3 * i:05}" for i in range(17)]
+
+
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     import io
 
@@ -188,7 +200,7 @@ def test_samples_that_lack_something_are_bad(tmp_path: Path) -> None:
     assert images.bad[f"{file}:d/lone"] == "no .cls beside its image"
     assert "not the number of a class" in images.bad[f"{file}:d/text"]
     config = DataConfig(name="webdataset", path=str(file), withhold="half")
-    with pytest.raises(PynasError, match=r"data\.max_bad: 3 of the 6 train images are bad, 50"):
+    with pytest.raises(PynasError, match=r"data\.max_bad: 3 of the 9 train images are bad, 33"):
         open_data(config, resolution=8, device=torch.device("cpu"), batch_size=2, seed=0, augment="none")
 
 
@@ -259,6 +271,9 @@ def test_wrong_shards(tmp_path: Path) -> None:
     pattern = shards(tmp_path / "s", "train", 2, 8)
     with pytest.raises(PynasError, match=r"1 of 3 shards are not there, the first is .*train-002\.tar"):
         contents(of(pattern.replace("001", "002")))
+    for unclosed in ("x-{0..3.tar", "${NOWHERE}/x.tar"):
+        with pytest.raises(PynasError, match=r"data\.path: got "):
+            contents(of(unclosed))
     with pytest.raises(PynasError, match="no file matches"):
         contents(of(tmp_path / "x-*.tar"))
     (tmp_path / "text.tar").write_text("not a shard" * 100)
