@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 from pynas.errors import PynasError
 
 
+@contextlib.contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; moved into place, and on disk, when the block ends well.
+
+    Raises PynasError where the folder does not take the file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name is an entry of the folder, which has a cache of its own
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise PynasError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is complete or absent whatever happens meanwhile, and on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name is an entry of the folder, which has a cache of its own
-    finally:
-        os.close(folder)
+    with placed(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 class FileLock:

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from pynas.errors import PynasError
+from pynas.files import placed
 from pynas.nets.features import FeatureNetwork
-from pynas.nets.weights import placed, spec_of, unwrapped
+from pynas.nets.weights import spec_of, unwrapped
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 

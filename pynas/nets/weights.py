@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pynas.errors import PynasError
+from pynas.files import placed
 from pynas.nets.load import ModelSpec
 from pynas.space.architecture import Architecture, Recipe
 
@@ -148,31 +148,6 @@ def unwrapped(network: nn.Module) -> nn.Module:
             network = inner
         else:
             return network
-
-
-@contextlib.contextmanager
-def placed(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; moved into place, and on disk, when the block ends well.
-
-    Raises PynasError where the folder does not take the file.
-    """
-    if not path.parent.is_dir():
-        raise PynasError(f"{path}: cannot be written: there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # torch.export.save looks at the suffix
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise PynasError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def spec_of(network: nn.Module) -> ModelSpec | None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from pynas.files import placed
+
 
 def draw_curve(log: Path, out: Path) -> None:
     """Draw accuracy (evaluated weights, and raw ones beside an average), loss and learning rate by epoch as a PNG.
@@ -50,6 +52,5 @@ def draw_curve(log: Path, out: Path) -> None:
     for axes in (accuracy, loss):
         axes.grid(alpha=0.2)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    temporary = out.with_name(f".{out.stem}.tmp.png")
-    figure.savefig(temporary, dpi=120)
-    temporary.replace(out)
+    with placed(out) as temporary:
+        figure.savefig(temporary, dpi=120)

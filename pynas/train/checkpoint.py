@@ -5,7 +5,6 @@ RUN/checkpoints/step_000000123.pt     what `Checkpoints.write` was given, by ste
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from pynas.errors import PynasError
+from pynas.files import placed
 
 FORMAT = "pynas-checkpoint-1"
 KEEP = 2
@@ -34,22 +34,15 @@ class Checkpoints:
         """Write `state` (tensors and plain values) as the checkpoint of `step`; older ones but the last go."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step_{step:09d}.pt"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as file:
-                torch.save({"format": FORMAT, "identity": self.identity, "step": step, "state": state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with placed(path) as temporary:
+            torch.save({"format": FORMAT, "identity": self.identity, "step": step, "state": state}, temporary)
         for old in self.paths()[KEEP:]:
             old.unlink(missing_ok=True)
         return path
 
     def paths(self) -> list[Path]:
         """All there are, the newest first."""
-        found = [(int(match[1]), path) for path in self.folder.glob("*.pt") if (match := _NAME.fullmatch(path.name))]
+        found = [(int(match[1]), path) for path in self.folder.glob("step_*.pt") if (match := _NAME.fullmatch(path.name))]
         return [path for _, path in sorted(found, reverse=True)]
 
     def newest(self) -> Path | None:

@@ -169,7 +169,7 @@ def _settle(directory: RunDirectory, settings: dict[str, Any]) -> str:
         models = {key: values[key] and {**values[key], "weights": None} for key in ("model", "teacher")}
         return json.loads(json.dumps({**values, **models, "recipe": recipe}))
 
-    begun = directory.result.exists() or any(directory.checkpoints.glob("*.pt"))
+    begun = directory.result.exists() or any(directory.checkpoints.glob("step_*.pt"))
     if begun:
         try:
             recorded = essence(json.loads(directory.settings.read_text(encoding="utf-8")))

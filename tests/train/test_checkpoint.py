@@ -48,7 +48,7 @@ def test_foreign_ones_are_refused_by_name(tmp_path: Path) -> None:
     written(tmp_path, range(1, 3))
     with pytest.raises(PynasError, match="is of another training: its network, recipe"):
         Checkpoints(tmp_path, "another training").restore(lambda state: None, lambda text: None)
-    for path in tmp_path.glob("*.pt"):
+    for path in tmp_path.glob("step_*.pt"):
         torch.save({"state_dict": {}}, path)
     with pytest.raises(PynasError, match="is no checkpoint of this version of pynas"):
         Checkpoints(tmp_path, "this training").restore(lambda state: None, lambda text: None)

@@ -102,6 +102,20 @@ def test_the_average_the_nodes_and_the_teacher_change_the_outcome() -> None:
     assert not differ(trained(PLAIN.model_copy(update={"distillation": 0.0}), teacher), trained(PLAIN))
 
 
+def test_the_loss_is_0_8_distillation_and_0_2_cross_entropy_of_the_images_both_see() -> None:
+    torch.manual_seed(0)
+    batch = Batch(torch.randn(16, 1, 8, 8), torch.randint(10, (16,)))
+    network, taught = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
+    recipe = PLAIN.model_copy(update={"label_smoothing": 0.0, "temperature": 2.0})
+    log_q, log_p = (net(batch.images).div(2.0).log_softmax(1).detach() for net in (network, taught))
+    divergence = 4.0 * (log_p.exp() * (log_p - log_q)).sum(1).mean().item()
+    entropy = nn.functional.cross_entropy(network(batch.images), batch.labels).item()
+    trainer = Trainer(network, recipe, classes=10, steps_per_epoch=1, seed=3, device=CPU, teacher=Teacher(taught))
+    with preserved_random_state(CPU):
+        trainer.update(batch)
+    assert trainer.mean_loss() == pytest.approx(0.8 * divergence + 0.2 * entropy, rel=1e-5)
+
+
 def test_the_learning_rate_is_scaled_by_the_nodes_linearly() -> None:
     trainers = [
         Trainer(nn.Linear(1, 1), PLAIN, classes=1, steps_per_epoch=1, seed=0, device=CPU, nodes=n) for n in (1, 8)
