@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +312,13 @@ def test_what_is_new_in_a_row_changes_the_fingerprint() -> None:
     assert len({Space(parse_table(text, "rows.yaml")).fingerprint for text in kinds}) == 3
     assert "se_from='mid'" in repr(table.rows[2])
     assert "se_from" not in repr(table.rows[4])
+    space = Space(table)
+    architecture, _ = space.decode(np.zeros(4, np.uint8))
+    with pytest.raises(PynasError, match=r"rows: row 0, bias is True; the space allows \[False\]"):
+        space.encode(architecture.with_(stem_bias=True))
+    other = replace(architecture.rows[4], se_from="mid")
+    with pytest.raises(PynasError, match=r"rows: row 4, se_from is 'mid'; the space allows \['in'\]"):
+        space.encode(replace(architecture, rows=(*architecture.rows[:4], other, *architecture.rows[5:])))
 
 
 def test_pinning_takes_a_variable_out_and_refuses_what_is_not_there() -> None:
