@@ -60,9 +60,9 @@ def load(config: DataConfig) -> Dataset:
 
     Each part is stratified: every class has its share to within one image. A smaller `train` or `validation` takes a
     subset of the larger one, and changing one leaves the other as it is. Raises PynasError for more images than there
-    are, and what `fetch` raises.
+    are, for a data set that does not lie in memory, and what `fetch` raises.
     """
-    source = SOURCES[config.name]
+    source = _source(config)
     images, labels = _of_classes(config, *source.images())
     order = stratified_order(labels, config.seed)
     aside = source.validation if config.classes is None else len(labels) * source.validation // source.total
@@ -89,7 +89,7 @@ def load(config: DataConfig) -> Dataset:
 
 def load_test(config: DataConfig) -> tuple[Tensor, Tensor]:
     """The test images, uint8 (N, C, H, W), and labels, int64 (N,); for final models only, never for choosing one."""
-    images, labels = _of_classes(config, *SOURCES[config.name].test())
+    images, labels = _of_classes(config, *_source(config).test())
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
@@ -192,6 +192,12 @@ def _digits(*, test: bool) -> Arrays:
     order = stratified_order(labels.astype(np.int64), DIGITS_TEST_SEED)
     chosen = order[:DIGITS_TEST] if test else order[DIGITS_TEST:]
     return images[chosen], labels[chosen].astype(np.int64)
+
+
+def _source(config: DataConfig) -> Source:
+    if config.name not in SOURCES:
+        raise PynasError(f"data.name: got {config.name}; allowed for images in memory: {', '.join(SOURCES)}")
+    return SOURCES[config.name]
 
 
 @dataclass(frozen=True)

@@ -336,6 +336,13 @@ def test_the_command_tells_what_is_there_and_what_is_bad(tmp_path: Path) -> None
     assert wrong.stderr == f"pynas: data.path: {tmp_path}/nowhere: not there\n"
 
 
+def test_a_folder_is_described_without_torch(tmp_path: Path) -> None:
+    tree(tmp_path, {"train": 1, "val": 1})
+    code = "import sys; from pynas.data.describe import describe; describe('folder', sys.argv[1]); "
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
+
+
 def test_describe_shards(tmp_path: Path) -> None:
     found = describe("webdataset", shards(tmp_path, "train", 2, 8), check=True)
     assert (found["classes"], found["images"], found["bad"]) == (["0", "1", "2", "3"], {"train": 16}, {})
