@@ -19,7 +19,7 @@ STOCHASTIC_DEPTH = 0.2  # the least of a network that was scaled up
 CLOSE = 0.05  # a limit of the scaling that misses the target by no more than this share is an answer
 _FURTHEST = 64.0  # 1.2 * 1.1**2 * 1.15**2 is nearly 2: beyond any network in either direction
 _FINEST = 1e-4  # of phi: coarser than the rounding of repeats, finer than any step that matters
-_ROUNDING = 1e-6  # 10 * 1.1 is a little more than 11, and means 11
+_ROUNDING = 1e-6  # 50 * 1.1 is a little more than 55, and means 55
 
 
 @dataclass(frozen=True)

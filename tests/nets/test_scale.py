@@ -47,14 +47,21 @@ def test_depth_scales_the_blocks_of_stages_rounded_up() -> None:
     assert repeats(2.0) == [1, 4, 1, 7, 1, 9, 1, 9, 1, 11, 1, 11, 2, 1, 1]
     assert repeats(0.5) == [1, 1, 1, 1, 1, 2, 1, 2, 1, 2, 1, 2, 1, 1, 1]
     assert repeats(0.01) == [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
-    ten = replace(B, rows=(B.rows[0], replace(B.rows[1], n=10), *B.rows[2:]))
-    assert compound_scale(ten, depth=1.1).architecture.rows[1].n == 11  # although 10 * 1.1 is a little more
+    fifty = replace(B, rows=(B.rows[0], replace(B.rows[1], n=50), *B.rows[2:]))
+    assert compound_scale(fifty, depth=1.1).architecture.rows[1].n == 55  # although 50 * 1.1 is a little more
 
 
 def test_rows_of_equal_length_give_the_last_blocks_first() -> None:
     rows = compound_scale(L2, depth=1.3).architecture.rows
     assert [row.n for row in rows[2:6]] == [1, 1, 1, 3]  # one stage of four rows: 4 * 1.3 is above 5
     assert [row.n for row in rows if row.block == "skip"] == [1, 1]
+
+
+def test_a_stride_begins_a_stage_even_where_the_width_stays() -> None:
+    rows = (*B.rows[:3], replace(B.rows[2], n=2), *B.rows[4:])
+    assert [row.n for row in compound_scale(replace(B, rows=rows), depth=1.2).architecture.rows[2:4]] == [2, 3]
+    plain = (*B.rows[:3], replace(B.rows[2], n=2, s=1), *B.rows[4:])
+    assert [row.n for row in compound_scale(replace(B, rows=plain), depth=1.2).architecture.rows[2:4]] == [1, 3]
 
 
 def test_resolution_is_rounded_to_a_multiple_of_8() -> None:

@@ -12,7 +12,7 @@ import pytest
 from pynas.errors import PynasError
 from pynas.space.architecture import Architecture, round_channels
 from pynas.space.space import load_architecture, load_design, table_of
-from pynas.space.table import ZOO, format_network, parse_table
+from pynas.space.table import TABLES, ZOO, format_network, parse_table
 
 # Input, then FLOPs and params by the published rule, MACs, and the true parameter count.
 PUBLISHED = {
@@ -123,6 +123,13 @@ def test_a_genome_of_a_space_is_a_network() -> None:
     assert recipe is not None
     assert recipe.lr == pytest.approx(0.02)
     assert load_design("fbnetv3_a")[1] is None
+
+
+def test_a_fixed_network_with_a_recipe_to_search_has_no_recipe_yet(tmp_path: Path) -> None:
+    zoo, space = (ZOO / "fbnetv3_a.yaml").read_text(), (TABLES / "fbnetv3.yaml").read_text()
+    path = tmp_path / "open.yaml"
+    path.write_text(zoo + space[space.index("recipe:") :])
+    assert load_design(path) == (load_architecture("fbnetv3_a"), None)
 
 
 def test_a_small_input_leaves_out_the_second_stride() -> None:
