@@ -1,0 +1,133 @@
+"""The tables of trainings in benchmarks/: their plans, and what they make of results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import pynas
+from pynas.data.config import DataConfig
+from pynas.nets.load import ModelSpec
+from pynas.train.config import TrainingRecipe
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+NAMES = ("harness", "trainings", "table8_ema_distillation", "table6_swapped_recipes", "table1_recipes")
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[dict[str, ModuleType]]:
+    from importlib import import_module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.setenv(name, "1")  # put back what harness sets
+        yield {name: import_module(name) for name in NAMES}
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+def results_of(planned: Sequence[Any], accuracies: dict[str, float], noise: float) -> dict[tuple[str, int], Any]:
+    def result(training: Any) -> dict[str, Any]:
+        value = accuracies[training.cell] + noise * training.seed
+        curve = [value - 0.1, value - 0.05, value - 0.02, value]
+        return {"test_accuracy": value, "curve": curve, "raw_curve": [0.9 * entry for entry in curve]}
+
+    return {(training.cell, training.seed): result(training) for training in planned}
+
+
+def checked(planned: Sequence[Any]) -> None:
+    """Every planned training is one that pynas accepts."""
+    for training in planned:
+        ModelSpec.from_dict(training.model)
+        TrainingRecipe(**training.recipe)
+        DataConfig(**training.data)
+
+
+def test_difference_is_told_only_beyond_the_noise(scripts: dict[str, ModuleType]) -> None:
+    difference = scripts["trainings"].Difference
+    clear = difference.of([0.82, 0.83, 0.84], [0.80, 0.81, 0.8201])
+    assert clear.mean == pytest.approx(0.01997, abs=1e-5)
+    assert clear.half == pytest.approx(4.3027 * 5.7735e-5 / 3**0.5, rel=1e-3)
+    assert [clear.verdict(paper) for paper in (1.3, -1.3)] == ["agrees", "the opposite"]
+    assert difference.of([0.82, 0.80, 0.81], [0.80, 0.82, 0.80]).verdict(1.3) == "cannot tell"
+    assert difference.of([0.9], [0.8]).verdict(1.3) == "cannot tell"
+    assert difference.of([0.9, 0.9], [0.9, 0.9]).verdict(1.3) == "cannot tell"
+
+
+def test_table8(scripts: dict[str, ModuleType]) -> None:
+    script = scripts["table8_ema_distillation"]
+    spec = script.network()
+    assert 2.39e6 < spec.architecture.cost()["flops"] <= 2.4e6
+    planned = script.plan(spec, 3, quick=False)
+    checked(planned)
+    assert {(training.cell, training.teacher) for training in planned} == {("labels", None), ("distilled", "labels")}
+    results = results_of(planned, {"labels": 0.8, "distilled": 0.85}, noise=0.01)
+    rows, claims, remark = script.evaluate(results, 3)
+    assert {len(row) for row in rows} == {5}
+    assert rows[2][1] == "72.90 (sd 0.90)"
+    assert "Baseline < Dist < EMA < Dist+EMA; the paper's: Baseline < Dist < EMA < Dist+EMA" in remark
+    verdicts = [claim.verdict for claim in claims]
+    assert verdicts == ["agrees"] * 6 + ["the opposite"]  # here EMA brings the most at the end
+
+
+def test_table6(scripts: dict[str, ModuleType]) -> None:
+    script = scripts["table6_swapped_recipes"]
+    space = pynas.load_space("fbnetv3_28")
+    genomes = space.sample(2, seed=0)
+    designs = [space.decode(genome) for genome in genomes]
+    found = {
+        name: ModelSpec.of(architecture, recipe=recipe)
+        for name, (architecture, recipe) in zip(("small", "large"), designs)
+    }
+    training = script.TrainingConfig(epochs=2, batch_size=32)
+    planned = script.plan(found, training, {"name": "fashion-mnist", "train": 100}, 3, False)
+    checked(planned)
+    assert len(planned) == 12
+    own = {f"{a} with {b}": 0.8 + 0.02 * (a == b) for a in found for b in found}
+    rows, claims = script.evaluate(results_of(planned, own, noise=0.01), 3)
+    assert [row[3] for row in rows] == ["+1.3", "+2.00 ± 0.00", "+0.5", "+2.00 ± 0.00"]
+    assert [claim.verdict for claim in claims] == ["agrees", "agrees"]
+    assert set(script.compared(found)) <= set(found["small"].recipe.to_dict())
+
+
+def test_table1(scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    script = scripts["table1_recipes"]
+    spec = pynas.nets.load.read_model("resnet18_2x_depth", classes=10, input_channels=1)
+    monkeypatch.setattr(script, "model_for_data", lambda name, data: spec)
+    planned = script.plan(3, quick=False)
+    checked(planned)
+    assert {training.recipe["epochs"] for training in planned} == {3, 9}
+    assert {training.recipe["lr"] for training in planned} == {0.025}
+    cells = {training.cell: 0.7 for training in planned} | {"2x depth with Recipe-2": 0.75}
+    rows, claims = script.evaluate(results_of(planned, cells, noise=0.01), 3)
+    assert {len(row) for row in rows} == {3}
+    assert [claim.verdict for claim in claims] == ["cannot tell", "agrees", "agrees", "cannot tell", "agrees"]
+
+
+def test_report_says_what_came_out(
+    scripts: dict[str, ModuleType], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shared = scripts["trainings"]
+    claims = [
+        shared.Claim("a over b", 1.3, shared.Difference((0.02, 0.021))),
+        shared.Claim("c over d", 0.5, shared.Difference((0.02, -0.01))),
+        shared.Claim("e over f", 1, shared.Difference((-0.02, -0.021)), sign_only=True),
+    ]
+    around = scripts["harness"].machine()
+    options = argparse.Namespace(seeds=2, quick=False, json=tmp_path / "table.json", results=False)
+    shared.report("table", options, around, ("", "x"), [("row", "1.0")], claims, {("x", 0): {}}, {"data": "few"})
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "beyond the noise and with the paper's sign: a over b; " in last
+    assert "beyond the noise and opposite to the paper: e over f; " in last
+    assert last.endswith("cannot tell from noise (the mean has the paper's sign in 1 of 1): c over d.")
+    document = json.loads((tmp_path / "table.json").read_text())
+    assert document["conclusion"] == last
+    assert [target["reached"] for target in document["targets"]] == [True, False, False]
