@@ -100,7 +100,7 @@ def train(
     if not names:
         raise PynasError("train: name at least one network, such as fbnetv3_a, or --model package.module:function")
     keys = [text if "=" in text else f"name={text}" for text in data_ or []]
-    images = checked(DataConfig, parse_settings(keys, "--data"), "data")
+    images = checked(DataConfig, parse_settings(keys, "--data"), "data").located(Path())
     shape: dict[str, Any] = {"resolution": resolution, "padding": padding, "small_input": small_input}
     specs = [model_for_data(name, images, **shape) for name in names]
     taught_by = None if teacher is None else read_teacher(teacher, images, resolution=resolution)

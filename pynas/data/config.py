@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -94,6 +95,12 @@ class DataConfig(BaseModel):
         if self.deviation is not None and min(self.deviation) <= 0.0:
             raise ValueError(f"data.deviation: got {list(self.deviation)}, allowed: numbers above 0")
         return self
+
+    def located(self, folder: Path) -> DataConfig:
+        """The same with relative paths read from `folder`, as absolute ones: workers may run elsewhere."""
+        paths = {key: getattr(self, key) for key in ("path", "validation_path", "test_path")}
+        made = {key: str(folder.resolve() / value) for key, value in paths.items() if value is not None}
+        return self.model_copy(update=made)
 
     def _allow_only_defaults(self, keys: tuple[str, ...], allowed: str) -> None:
         for key in keys:

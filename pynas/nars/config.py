@@ -128,7 +128,10 @@ def read_config(path: str | Path) -> StudyConfig:
     for key in ("space", "architecture"):  # a user's own files, next to the study
         if isinstance(values.get(key), str) and (near := path.parent / values[key]).is_file():
             values[key] = str(near.resolve())
-    return checked(StudyConfig, values, path)
+    config = checked(StudyConfig, values, path)
+    final = config.final.data and config.final.data.located(path.parent)
+    final_config = config.final.model_copy(update={"data": final})
+    return config.model_copy(update={"data": config.data.located(path.parent), "final": final_config})
 
 
 def dump_config(config: StudyConfig) -> str:

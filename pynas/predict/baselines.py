@@ -18,7 +18,8 @@ _ALPHAS = np.logspace(-3, 4, 15)
 def ridge_features(space: Space, genomes: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Encoded genome, log FLOPs and log parameters: float64 ``(n, features + 2)``."""
     costs = space.costs(genomes)
-    statistics = np.log(np.stack([costs["flops"], costs["params"]], axis=1).astype(np.float64))
+    counted = np.stack([costs["flops"], costs["params"]], axis=1)
+    statistics = np.log(np.maximum(counted, 1).astype(np.float64))  # a model that no table describes counts as 0
     return np.concatenate([space.features(genomes).astype(np.float64), statistics], axis=1)
 
 

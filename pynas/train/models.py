@@ -6,11 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pynas.data.config import IN_MEMORY, DataConfig
 from pynas.data.memory import load
-from pynas.data.open import open_data
+from pynas.data.open import contents
 from pynas.errors import PynasError
 from pynas.nets.load import ModelSpec, read_model
 from pynas.space.table import ZOO
@@ -35,9 +33,8 @@ def images_of(config: DataConfig) -> Images:
     if config.name in IN_MEMORY:
         dataset = load(config)
         return Images(dataset.classes, dataset.channels, len(dataset.train_labels), dataset.size)
-    data = open_data(config, resolution=32, device=torch.device("cpu"), batch_size=1, seed=0, augment="none", workers=0)
-    data.close()
-    return Images(data.classes, data.channels, data.train_images, None)
+    found = contents(config)
+    return Images(found.classes, found.channels, found.images["train"], None)
 
 
 def model_for_data(

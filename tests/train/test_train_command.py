@@ -162,3 +162,10 @@ def test_what_the_user_can_mend(
     assert err.count("pynas: ") == 1
     assert "Traceback" not in err
     assert out == ""
+
+
+def test_relative_paths_of_images_are_of_where_they_were_said(tmp_path: Path) -> None:
+    config = DataConfig(name="webdataset", path="shards/{0..3}.tar", test_path="/elsewhere")
+    located = config.located(tmp_path)
+    assert (located.path, located.test_path) == (f"{tmp_path}/shards/{{0..3}}.tar", "/elsewhere")
+    assert located.validation_path is None
