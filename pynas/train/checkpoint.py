@@ -42,8 +42,8 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """All there are, the newest first."""
-        found = [(int(match[1]), path) for path in self.folder.glob("step_*.pt") if (match := _NAME.fullmatch(path.name))]
-        return [path for _, path in sorted(found, reverse=True)]
+        named = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step_*.pt"))
+        return [path for _, path in sorted(((int(match[1]), path) for match, path in named if match), reverse=True)]
 
     def newest(self) -> Path | None:
         return next(iter(self.paths()), None)

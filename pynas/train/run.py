@@ -245,6 +245,12 @@ class _Run:
                 return self._finish()
             except FloatingPointError as error:
                 raise PynasError(self._diverged(error)) from error
+            except torch.OutOfMemoryError as error:
+                raise PynasError(self._out_of_memory(error)) from error
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise PynasError(self._worker_died(error)) from error
 
     def _trainer(self, data: Data, device: torch.device) -> Trainer:
         recipe, spec = self.recipe, self.spec
@@ -373,9 +379,22 @@ class _Run:
         return result
 
     def _diverged(self, error: FloatingPointError) -> str:
+        return f"{self.spec.name}: {error}; {self._left()}. Train with a lower lr (--set lr=...) in another --dir"
+
+    def _out_of_memory(self, error: Exception) -> str:
+        size = self.recipe.micro_batch or self.recipe.batch_size
+        text = str(error).splitlines()[0]
+        return (
+            f"{self.spec.name}: {text} Compute fewer than {size} images at once: --set micro_batch={max(size // 2, 1)}"
+        )
+
+    def _worker_died(self, error: Exception) -> str:
+        text = str(error).splitlines()[0]
+        return f"{self.spec.name}: a process that decodes images died: {text}; {self._left()}; the same command goes on"
+
+    def _left(self) -> str:
         newest = self.checkpoints.newest()
-        good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-        return f"{self.spec.name}: {error}; {good}. Train with a lower lr (--set lr=...) in another --dir"
+        return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
 
 
 class _Clock:
