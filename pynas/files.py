@@ -21,7 +21,9 @@ def placed(path: Path) -> Iterator[Path]:
 
     Raises PynasError where the folder does not take the file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    if not path.parent.is_dir():
+        raise PynasError(f"{path}: cannot be written: there is no folder {path.parent}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # torch.export.save looks at the suffix
     try:
         yield temporary
         with open(temporary, "rb") as file:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from pynas.files import write_whole
 from pynas.nars.evolve import EvolutionResult
-from pynas.space.architecture import Architecture
+from pynas.space.architecture import Architecture, Recipe
 from pynas.space.budget import Budget
 from pynas.space.space import Space
-from pynas.space.table import format_rows
+from pynas.space.table import format_network
 from pynas.study.trials import Trial
 
 
@@ -52,11 +52,5 @@ def write_winner(path: Path, space: Space, winner: dict[str, Any], name: str) ->
     notes = {"budget": winner["budget"], "predicted": winner["predicted"], **winner["costs"]}
     if final := winner.get("final"):
         notes |= {key: final[key] for key in ("epochs", "accuracy", "test_accuracy")}
-    head = {"name": f"{space.name}-{name}", "input_channels": architecture.input_channels}
-    head |= {"resolution": architecture.resolution}
-    rows = "\n".join(f"  {line}" for line in format_rows(architecture.rows).splitlines())
-    tail = {"recipe": winner["recipe"], "notes": notes}
-    write_whole(
-        path,
-        f"{yaml.safe_dump(head, sort_keys=False)}stages: |\n{rows}\n{yaml.safe_dump(tail, sort_keys=False)}",
-    )
+    recipe = winner["recipe"] and Recipe.from_dict(winner["recipe"])
+    write_whole(path, format_network(architecture, recipe, name=f"{space.name}-{name}", notes=notes))

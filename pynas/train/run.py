@@ -239,6 +239,9 @@ class _Run:
                 self.log.event("resumed", step=self.trainer.step, checkpoint=found.name)
             stack.enter_context(self.signals)
             stack.enter_context(preserved_random_state(device))
+            self.listener.begin(self.spec.name, self.recipe.epochs * self.steps)
+            self.listener.advance(self.spec.name, self.trainer.step)
+            stack.callback(self.listener.end, self.spec.name)
             try:
                 while len(self.history) < self.recipe.epochs:
                     self._epoch(len(self.history))
@@ -287,15 +290,14 @@ class _Run:
 
     def _epoch(self, epoch: int) -> None:
         trainer, begun, first = self.trainer, time.perf_counter(), self.trainer.step
-        bar = f"{self.spec.name}, epoch {epoch + 1}/{self.recipe.epochs}"
         clock = _Clock()
-        self.listener.begin(bar, self.steps)
-        end = (epoch + 1) * self.steps
+        start, end = epoch * self.steps, (epoch + 1) * self.steps
         if trainer.step < end:
-            for batch in clock.waiting(self.data.train_batches(epoch, trainer.step - epoch * self.steps)):
+            for batch in clock.waiting(self.data.train_batches(epoch, trainer.step - start)):
                 trainer.update(batch)
                 clock.images += len(batch.labels)
-                self.listener.advance(bar, trainer.step - epoch * self.steps, clock.note())
+                note = f"epoch {epoch + 1}/{self.recipe.epochs}, {clock.note()}"
+                self.listener.advance(self.spec.name, trainer.step, note)
                 if trainer.step < end:
                     self._heed_signals()
         seconds = time.perf_counter() - begun  # of the steps; looks at the losses have waited for a GPU
@@ -309,14 +311,13 @@ class _Run:
             "data_wait": clock.waited / seconds if seconds else 0.0,
             "seconds": time.perf_counter() - begun,
             "bad_images": len(self.data.bad),
-            "resumed": first != epoch * self.steps,
+            "resumed": first != start,
         }
         row["loss"] = trainer.mean_loss()
         self.history.append(row)
         self._save()
         self.log.epoch(row)
-        self.listener.advance(bar, self.steps, self._describe(row))
-        self.listener.end(bar)
+        self.listener.say(f"{self.spec.name}, epoch {epoch + 1}/{self.recipe.epochs}: {self._describe(row)}")
         self._heed_signals()
 
     def _evaluate(self) -> dict[str, Any]:
