@@ -30,9 +30,10 @@ PAPER = {
 }
 
 
-def plan(seeds: int, quick: bool) -> list[Training]:
+def plan(seeds: int, quick: bool, images: int | None = None) -> list[Training]:
     """Every seed's four trainings, the long ones first."""
     scale, train, validation, batch = QUICK if quick else (SCALE, TRAIN, VALIDATION, BATCH)
+    train = images or train
     planned = []
     for seed in range(seeds):
         data: dict[str, Any] = {"train": train, "validation": validation, "seed": seed}
@@ -77,9 +78,10 @@ def evaluate(results: trainings.Results, seeds: int) -> tuple[list[tuple[str, ..
 
 
 def main() -> None:
-    options = trainings.arguments(__doc__, 3)
+    images = ("--images", {"type": int, "help": f"training images, where there is a GPU or time (default {TRAIN})"})
+    options = trainings.arguments(__doc__, 3, images)
     around = harness.machine("torch", "scipy")
-    planned = plan(options.seeds, options.quick)
+    planned = plan(options.seeds, options.quick, options.images)
     results = trainings.train_all(planned, options)
     rows, claims = evaluate(results, options.seeds)
     data = planned[0].data

@@ -56,6 +56,8 @@ def arguments(description: str | None, seeds: int, *more: tuple[str, dict[str, A
     for name, keywords in more:
         parser.add_argument(name, **keywords)
     options = parser.parse_args()
+    if options.quick and options.results:
+        parser.error("--results: not of --quick, which says nothing")
     options.seeds = options.seeds or (2 if options.quick else seeds)
     return options
 
