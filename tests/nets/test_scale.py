@@ -168,7 +168,7 @@ def test_the_command_line_says_what_it_reached(tmp_path: Path) -> None:
         (["fbnetv3_e", "--flops", "1"], "flops: 1 cannot be reached; the smallest network of this scaling has"),
         (
             ["fbnetv3_e", "--flops", "1200M", "--out", str(tmp_path / "no" / "f.yaml")],
-            "cannot be written: No such file",
+            "cannot be written: there is no folder",
         ),
     ):
         done = run(*arguments)
