@@ -103,7 +103,7 @@ def train(
     images = checked(DataConfig, parse_settings(keys, "--data"), "data").located(Path())
     shape: dict[str, Any] = {"resolution": resolution, "padding": padding, "small_input": small_input}
     specs = [model_for_data(name, images, **shape) for name in names]
-    taught_by = None if teacher is None else read_teacher(teacher, images, resolution=resolution)
+    taught_by = None if teacher is None else read_teacher(teacher, images, **shape)
     several = len(specs) > 1 or distill
     path = directory or (Path("runs") if several else Path("runs") / run_names(specs)[0])
     try:

@@ -309,7 +309,9 @@ def _read_weights(
         if key in sizes and getattr(spec, key) not in (None, sizes[key]):
             raise PynasError(f"{name}: {key}: got {sizes[key]}, but the weights are of {getattr(spec, key)} {key}")
     if spec.architecture is not None:
-        architecture = spec.architecture.with_(resolution=resolution, padding=padding, small_input=small_input)
+        if small_input:
+            raise PynasError(f"{name}: small_input: the weights are of one network, which stays as it was trained")
+        architecture = spec.architecture.with_(resolution=resolution, padding=padding)
         architecture.blocks()
         return replace(spec, architecture=architecture, resolution=architecture.resolution)
     _refuse(name, padding=padding, small_input=None if small_input == spec.small_input else small_input or None)

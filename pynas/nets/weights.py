@@ -76,7 +76,8 @@ def save_model(
         described = json.dumps({"version": VERSION, "model": spec.to_dict(), "metadata": dict(metadata or {})})
     except (TypeError, ValueError) as error:
         raise PynasError(f"{path}: not saved: metadata must go into JSON: {error}") from None
-    whole = _safetensors("torch").save(tensors, metadata={"format": "pt", "pynas": described})
+    # One key alone: safetensors writes several in an order that changes from run to run.
+    whole = _safetensors("torch").save(tensors, metadata={"pynas": described})
     with placed(path) as temporary:
         temporary.write_bytes(whole)
 
@@ -111,6 +112,10 @@ def restore(network: nn.Module, path: str | Path) -> None:
 
     Raises PynasError, before anything is changed, where a tensor is missing, too many or of another shape.
     """
+    if lazy := [name for name, value in network.state_dict().items() if nn.parameter.is_lazy(value)]:
+        raise PynasError(
+            f"{path}: cannot be restored: the network's {some(lazy)} have no shape before its first images"
+        )
     with _opened(Path(path)) as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         check_fit(shapes, network.state_dict(), str(path))

@@ -51,7 +51,8 @@ def train_candidate(payload: Mapping[str, Any], report: Callable[[dict[str, Any]
         network = spec.build(
             dropout=recipe.dropout, stochastic_depth=recipe.stochastic_depth, seed=derive_seed(seed, "weights")
         )
-        check_outputs(f"model {spec.name}", network, data.classes, data.channels, input_size(spec))
+        inputs = (data.classes, data.channels, input_size(spec))
+        memory_format = check_outputs(f"model {spec.name}", network, *inputs, seed=derive_seed(seed, "weights"))
         trainer = Trainer(
             network,
             recipe,
@@ -59,6 +60,7 @@ def train_candidate(payload: Mapping[str, Any], report: Callable[[dict[str, Any]
             steps_per_epoch=steps_in_epoch(data, recipe.batch_size),
             seed=derive_seed(seed, "training"),
             device=device,
+            memory_format=memory_format,
         )
         curve = train(trainer, data, epochs, lambda epoch, accuracy: report({"epoch": epoch, "accuracy": accuracy}))
         test_accuracy = trainer.accuracy(data.test_batches()) if payload["test"] else None

@@ -5,6 +5,7 @@ RUN/checkpoints/step_000000123.pt     what `Checkpoints.write` was given, by ste
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from pynas.files import placed
 FORMAT = "pynas-checkpoint-1"
 KEEP = 2
 """The newest and the one before it: should the newest turn out damaged, little is lost."""
+
+PASSED_OVER = ".passed-over"
+"""Ending of a checkpoint that could not be used, where an older one could."""
 
 _NAME = re.compile(r"step_(\d+)\.pt")
 
@@ -35,8 +39,11 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step_{step:09d}.pt"
         with placed(path) as temporary:
-            torch.save({"format": FORMAT, "identity": self.identity, "step": step, "state": state}, temporary)
-        for old in self.paths()[KEEP:]:
+            content = io.BytesIO()  # torch tells of a full disk in a dozen ways, Python in one
+            torch.save({"format": FORMAT, "identity": self.identity, "step": step, "state": state}, content)
+            temporary.write_bytes(content.getbuffer())
+        before = [old for old in self.paths() if old.name < path.name]  # steps are padded with zeros
+        for old in before[KEEP - 1 :]:
             old.unlink(missing_ok=True)
         return path
 
@@ -51,19 +58,22 @@ class Checkpoints:
     def restore(self, load: Callable[[dict[str, Any]], None], say: Callable[[str], None]) -> Path | None:
         """Give the newest checkpoint that `load` takes to it; None where there are no checkpoints at all.
 
-        One that is truncated, foreign or does not fit is passed over, and `say` tells why. Raises PynasError where
-        there are checkpoints and none is good.
+        One that is truncated, foreign or does not fit is passed over and put aside under another name, and `say` tells
+        why. Raises PynasError where there are checkpoints and none is good.
         """
         for unfinished in self.folder.glob(".step_*"):  # of a process that was killed while it wrote
             unfinished.unlink(missing_ok=True)
-        reasons = []
+        reasons, aside = [], []
         for path in self.paths():
             try:
                 load(self._read(path))
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError, EOFError) as error:
                 reasons.append(f"{path}: {_reason(error)}")
+                aside.append(path)
                 say(f"checkpoint passed over: {reasons[-1]}")
             else:
+                for other in aside:
+                    other.rename(other.with_name(f"{other.name}{PASSED_OVER}"))
                 return path
         if reasons:
             raise PynasError(

@@ -63,14 +63,15 @@ def model_for_data(
     return read_model(name, classes=images.classes, input_channels=images.channels, **asked)  # type: ignore[arg-type]
 
 
-def check_data(spec: ModelSpec, config: DataConfig, training: TrainingConfig) -> None:
+def check_data(spec: ModelSpec, config: DataConfig, training: TrainingConfig, role: str = "") -> None:
     """PynasError where the model's classes or channels, or the batch, are not what the data of `config` allow."""
     images = images_of(config)
+    name = f"{role} {spec.name}".lstrip()
     for what, got, expected in (
         ("classes", spec.classes, images.classes),
         ("input channels", spec.input_channels, images.channels),
     ):
         if got is not None and got != expected:
-            raise PynasError(f"{spec.name}: got {got} {what}, {config.name} has {expected}")
+            raise PynasError(f"{name}: got {got} {what}, {config.name} has {expected}")
     if images.train < training.batch_size:
         raise PynasError(f"training.batch_size: {training.batch_size}; allowed: up to the {images.train} images")

@@ -78,11 +78,17 @@ class RMSPropTF(torch.optim.Optimizer):
 def parameter_groups(
     network: nn.Module, weight_decay: float, batch_norm_weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Two groups: batch-norm's gamma and beta with a weight decay of their own (A.5: none), everything else."""
+    """Two groups: batch-norm's gamma and beta with a weight decay of their own (A.5: none), everything else.
+
+    A parameter that several modules share stands in one group once.
+    """
     norm: list[Tensor] = []
     rest: list[Tensor] = []
+    seen: set[int] = set()
     for module in network.modules():
-        (norm if isinstance(module, _BatchNorm) else rest).extend(module.parameters(recurse=False))
+        new = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
+        seen.update(map(id, new))
+        (norm if isinstance(module, _BatchNorm) else rest).extend(new)
     groups = [(rest, weight_decay), (norm, batch_norm_weight_decay)]
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 

@@ -15,6 +15,7 @@ import json
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -129,8 +130,9 @@ def train_model(
         raise PynasError(f"{path}: cannot be made a directory: {error.strerror}") from None
     with FileLock(directory.path / "lock", f"training {directory.path}"):
         identity = _settle(directory, _settings(spec, recipe, data, seed, teacher))
-        if (result := directory.read_result()) is not None:
-            return result
+        result = directory.read_result()
+        if result is not None and directory.weights.is_file():
+            return result | {"weights": str(directory.weights)}  # the directory may have moved
         run = _Run(directory, identity, spec, recipe, data, seed, teacher, listener or Silent())
         return run.run()
 
@@ -215,6 +217,7 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         with ExitStack() as stack:
+            stack.enter_context(self.signals)  # heeded from the first step on; until then there is nothing to keep
             device = choose_device(self.recipe.device)
             data = open_data(
                 self.config,
@@ -237,12 +240,12 @@ class _Run:
                 self.listener.say("no TensorBoard here (pip install tensorboard): scalars are in log.jsonl alone")
             if found is not None:
                 self.log.event("resumed", step=self.trainer.step, checkpoint=found.name)
-            stack.enter_context(self.signals)
             stack.enter_context(preserved_random_state(device))
             self.listener.begin(self.spec.name, self.recipe.epochs * self.steps)
             self.listener.advance(self.spec.name, self.trainer.step)
             stack.callback(self.listener.end, self.spec.name)
             try:
+                self._heed_signals()
                 while len(self.history) < self.recipe.epochs:
                     self._epoch(len(self.history))
                 return self._finish()
@@ -250,10 +253,16 @@ class _Run:
                 raise PynasError(self._diverged(error)) from error
             except torch.OutOfMemoryError as error:
                 raise PynasError(self._out_of_memory(error)) from error
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (PynasError, Stopped):
+                raise
+            except OSError as error:
+                raise PynasError(f"{self.directory.path}: {error.strerror or error}; {self._left()}") from error
+            except Exception as error:
+                if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+                    raise PynasError(self._worker_died(error)) from error
+                if self.spec.function is None:
                     raise
-                raise PynasError(self._worker_died(error)) from error
+                raise PynasError(self._users_fault(error)) from error
 
     def _trainer(self, data: Data, device: torch.device) -> Trainer:
         recipe, spec = self.recipe, self.spec
@@ -263,12 +272,13 @@ class _Run:
             seed=derive_seed(self.seed, "weights"),
         )
         inputs = (data.classes, data.channels, input_size(spec))
-        check_outputs(f"model {spec.name}", network, *inputs)
+        initial = derive_seed(self.seed, "weights")
+        memory_format = check_outputs(f"model {spec.name}", network, *inputs, seed=initial)
         teacher = None
         if self.teacher is not None:
             taught = self.teacher.build()
-            check_outputs(f"teacher {self.teacher.name}", taught, *inputs)
-            teacher = Teacher(taught.to(device).to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+            its_format = check_outputs(f"teacher {self.teacher.name}", taught, *inputs)
+            teacher = Teacher(taught.to(device), its_format)
         return Trainer(
             network,
             recipe,
@@ -277,6 +287,7 @@ class _Run:
             seed=derive_seed(self.seed, "training"),
             device=device,
             teacher=teacher,
+            memory_format=memory_format,
         )
 
     def _load(self, state: dict[str, Any]) -> None:
@@ -323,15 +334,14 @@ class _Run:
     def _evaluate(self) -> dict[str, Any]:
         """The evaluated network's accuracy and loss, and beside an average's those of the raw weights."""
 
-        def heeding() -> Iterator[Any]:
-            for batch in self.data.validation_batches():
-                self._heed_signals()  # evaluating changes nothing: it is begun anew when the training goes on
-                yield batch
-
         trainer = self.trainer
         trainer.look()  # the losses of the epoch's last steps, before their network is judged
-        found = trainer.evaluate(trainer.evaluated, heeding())
-        raw = found if trainer.average is None else trainer.evaluate(trainer.network, heeding())
+        found = trainer.evaluate(trainer.evaluated, self._heeding(self.data.validation_batches()))
+        raw = (
+            found
+            if trainer.average is None
+            else trainer.evaluate(trainer.network, self._heeding(self.data.validation_batches()))
+        )
         return {
             "loss": None,
             "accuracy": found.accuracy,
@@ -339,6 +349,11 @@ class _Run:
             "raw_accuracy": raw.accuracy,
             "raw_validation_loss": raw.loss,
         }
+
+    def _heeding(self, items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
+            self._heed_signals()  # evaluating changes nothing: it is begun anew when the training goes on
+            yield item
 
     def _heed_signals(self) -> None:
         if (number := self.signals.take()) is None:
@@ -362,7 +377,7 @@ class _Run:
         except PynasError:  # there are none
             tested = None
         else:
-            tested = trainer.evaluate(trainer.evaluated, batches).accuracy
+            tested = trainer.evaluate(trainer.evaluated, self._heeding(batches)).accuracy
         save_model(trainer.evaluated, self.directory.weights, spec=self.spec, recipe=self.recipe.searched)
         result = {
             "name": self.spec.name,
@@ -377,6 +392,8 @@ class _Run:
             "weights": str(self.directory.weights),
         }
         write_whole(self.directory.result, json.dumps(result, indent=1) + "\n")
+        if (number := self.signals.take()) not in (None, signal.SIGUSR1):
+            raise Stopped(number, self.directory.weights)  # there may be other networks to train
         return result
 
     def _diverged(self, error: FloatingPointError) -> str:
@@ -388,6 +405,13 @@ class _Run:
         return (
             f"{self.spec.name}: {text} Compute fewer than {size} images at once: --set micro_batch={max(size // 2, 1)}"
         )
+
+    def _users_fault(self, error: Exception) -> str:
+        """What a user's own model raised, whose traceback is kept where the user can read it."""
+        path = self.directory.path / "error.txt"
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        text = " ".join(str(error).split())
+        return f"model {self.spec.name}: {type(error).__name__} in training: {text}; {self._left()}; traceback: {path}"
 
     def _worker_died(self, error: Exception) -> str:
         text = str(error).splitlines()[0]

@@ -9,7 +9,7 @@ from typing import Any
 from pynas.data.config import DataConfig
 from pynas.errors import PynasError
 from pynas.nets.load import ModelSpec, read_model
-from pynas.train.models import model_for_data
+from pynas.train.models import check_data, model_for_data
 from pynas.train.recipe import load_recipe
 from pynas.train.run import Listener, RunDirectory, Silent, train_model
 
@@ -17,11 +17,14 @@ TEACHER = "teacher"
 """Folder of the run that trains the teacher on labels."""
 
 
-def read_teacher(name: str, data: DataConfig, *, resolution: int | None = None) -> ModelSpec:
-    """The model that a teacher's name means: a run's directory, a file of weights, or any model as for training."""
+def read_teacher(name: str, data: DataConfig, **shape: Any) -> ModelSpec:
+    """The model that a teacher's name means: a run's directory, a file of weights, or any model as for training.
+
+    `shape`: keywords of `model_for_data`, for a model that has no weights yet.
+    """
     folder = Path(name)
     if not folder.is_dir():
-        return model_for_data(name, data, resolution=resolution)
+        return model_for_data(name, data, **({} if name.endswith(".safetensors") else shape))
     directory = RunDirectory(folder)
     if not directory.weights.is_file():
         raise PynasError(f"teacher {name}: has no {directory.weights.name}; finish its training first")
@@ -50,6 +53,10 @@ def train_models(
     listener = listener or Silent()
     recipes = [load_recipe(recipe, of_network=spec.recipe, settings=settings) for spec in specs]
     root, names = Path(path), run_names(specs)
+    for spec, own in zip(specs, recipes, strict=True):
+        check_data(spec, data, own)
+    if teacher is not None:
+        check_data(teacher, data, recipes[0], "teacher")
     results: dict[str, dict[str, Any]] = {}
     if two_step:
         first = teacher or _largest(specs)

@@ -9,4 +9,4 @@ cmake --build build-sanitize
 # Python links neither library itself: the sanitizer must come first, and must find the C++ library's exceptions.
 # Leaks are not looked for: the interpreter never frees all it has at exit.
 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" \
-    ASAN_OPTIONS=detect_leaks=0 PYNAS_CORE=build-sanitize/pynas_core python -m pytest tests/core -p no:cacheprovider
+    ASAN_OPTIONS=detect_leaks=0 PYNAS_CORE=build-sanitize/pynas_core python -m pytest tests/core -p no:cacheprovider -n 2

@@ -44,6 +44,20 @@ def test_a_truncated_one_is_passed_over_for_the_one_before(tmp_path: Path, kept:
     assert said.startswith(f"checkpoint passed over: {newest}: is truncated or no checkpoint (")
 
 
+def test_what_was_passed_over_never_costs_a_good_one(tmp_path: Path) -> None:
+    """Files that claim to be newer than they are must not push good checkpoints out."""
+    checkpoints = written(tmp_path, range(1, 3))
+    for step in (98, 99):
+        torch.save({"state_dict": {}}, tmp_path / f"step_0000000{step}.pt")
+    (state,), said = restored(checkpoints)
+    assert (state["history"], len(said)) == ([{"epoch": 2}], 2)
+    checkpoints.write(3, {"history": [{"epoch": 3}]})
+    assert [path.name for path in checkpoints.paths()] == ["step_000000003.pt", "step_000000002.pt"]
+    assert len(list(tmp_path.glob("*.passed-over"))) == 2
+    (state,), said = restored(checkpoints)
+    assert (state["history"], said) == ([{"epoch": 3}], [])
+
+
 def test_foreign_ones_are_refused_by_name(tmp_path: Path) -> None:
     written(tmp_path, range(1, 3))
     with pytest.raises(PynasError, match="is of another training: its network, recipe"):

@@ -88,3 +88,16 @@ def test_batch_norm_gets_a_weight_decay_where_the_recipe_gives_it_one() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
     optimizer = make_optimizer(network, TrainingRecipe(weight_decay=0.1, batch_norm_weight_decay=0.2))
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("name", ["RMSProp", "SGD"])
+def test_a_shared_parameter_is_updated_once(name: str) -> None:
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    second.weight = first.weight
+    alone = nn.Linear(2, 2, bias=False)
+    alone.load_state_dict(first.state_dict())
+    recipe = TrainingRecipe(lr=0.1, optimizer=name)
+    for network, weight in ((nn.Sequential(first, second), first.weight), (alone, alone.weight)):
+        weight.grad = torch.ones_like(weight)
+        make_optimizer(network, recipe).step()
+    assert torch.equal(first.weight, alone.weight)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -180,6 +181,35 @@ def test_another_training_is_not_mixed_up_with_what_is_there(tmp_path: Path) -> 
     with pytest.raises(PynasError, match=r"teacher \(null -> "):
         train_model(SPEC, RECIPE, DATA, tmp_path / "run", teacher=SPEC)
     train_model(SPEC, RECIPE.model_copy(update={"workers": 1, "device": "cpu"}), DATA, tmp_path / "run")
+
+
+def test_a_finished_training_moves_and_its_weights_come_back(tmp_path: Path) -> None:
+    train_model(SPEC, RECIPE, DATA, tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    weights = RunDirectory(tmp_path / "moved").weights
+    assert train_model(SPEC, RECIPE, DATA, tmp_path / "moved")["weights"] == str(weights)
+    before = weights.read_bytes()
+    weights.unlink()
+    train_model(SPEC, RECIPE, DATA, tmp_path / "moved")
+    assert weights.read_bytes() == before
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """Files may not grow beyond 60 kB in a process of its own."""
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        try:
+            train_model(SPEC, RECIPE, DATA, tmp_path / "run")
+        except PynasError as error:
+            os._exit(7 if "cannot be written: File too large" in str(error) else 8)
+
+    process = multiprocessing.get_context("fork").Process(target=limited)
+    process.start()
+    process.join()
+    assert process.exitcode == 7
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

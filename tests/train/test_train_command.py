@@ -68,6 +68,79 @@ def test_sigterm_ends_the_command_with_143_and_says_how_to_go_on(tmp_path: Path)
     assert "Traceback" not in err
 
 
+FAULTS = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+def make_view():
+    class View(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 10)
+        def forward(self, x):
+            x = self.conv(x)
+            return self.linear(x.view(x.size(0), -1))
+    return View()
+def make_lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+def make_frozen():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
+def make_raising():
+    class Raising(nn.Sequential):
+        def forward(self, x):
+            if self.training:
+                raise KeyError("only in training")
+            return super().forward(x)
+    return Raising(nn.Flatten(), nn.Linear(64, 10))
+def make_single():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+"""
+
+
+@pytest.fixture
+def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "faults.py").write_text(FAULTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "faults", raising=False)
+    return tmp_path
+
+
+def fault(name: str, path: Path, **settings: float) -> dict[str, object]:
+    recipe = TrainingRecipe(epochs=1, **{"batch_size": 33, **settings})
+    return train_model(model_for_data(f"faults:{name}", DATA), recipe, DATA, path)
+
+
+@pytest.mark.filterwarnings("ignore:model faults:UserWarning")
+def test_odd_models_of_users_train(faults: Path) -> None:
+    """Maps that are viewed as rows, which channels_last forbids; lazy layers; one image left over for batch-norm."""
+    assert fault("make_view", faults / "view")["epochs"] == 1
+    first, second = (fault("make_lazy", faults / run)["curve"] for run in ("lazy", "again"))
+    assert first == second
+    fault("make_single", faults / "single", micro_batch=32)
+
+
+@pytest.mark.filterwarnings("ignore:model faults:UserWarning")
+def test_models_of_users_that_cannot_be_trained_are_told_in_one_line(faults: Path) -> None:
+    with pytest.raises(PynasError, match="model faults:make_frozen: has no parameter to train"):
+        fault("make_frozen", faults / "frozen")
+    with pytest.raises(
+        PynasError, match="model faults:make_raising: KeyError in training: 'only in training'; there is"
+    ):
+        fault("make_raising", faults / "raising")
+    assert "Traceback" in (faults / "raising" / "error.txt").read_text()
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    specs = [ModelSpec.of(small(), name="ten"), ModelSpec.of(small(classes=5), name="five")]
+    with pytest.raises(PynasError, match="five: got 5 classes, digits has 10"):
+        train_models(specs, DATA, tmp_path / "out", settings=SHORT, two_step=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_winner_trains_with_the_recipe_it_brings(tmp_path: Path) -> None:
     path = write_network(tmp_path)
     recipe = {"lr": 0.02, "optimizer": "SGD", "ema": True, "dropout": 0.1, "stochastic_depth": 0.1, "mixup": 0.2}
@@ -129,13 +202,13 @@ WRONG = {
     "lr that is no number": (["net.yaml", "--set", "lr=nan"], "recipe: lr: "),
     "unknown data": (["net.yaml", "--data", "imagenet"], "data: name: 'imagenet': Input should be 'fashion-mnist'"),
     "data twice": (["net.yaml", "--data", "digits", "--data", "digits"], "--data 'name=digits': name is given twice"),
-    "wrong class count": (["seven.yaml", "--data", "digits"], "seven.yaml: got 7 classes, the data have 10 classes"),
+    "wrong class count": (["seven.yaml", "--data", "digits"], "seven.yaml: got 7 classes, digits has 10"),
     "open choices": (["net.yaml", "--recipe", "fbnetv3_search"], "recipe fbnetv3_search: leaves open lr"),
     "a space": (["fbnetv3", "--data", "digits"], "fbnetv3"),
     "an untrained teacher": (["net.yaml", "--data", "digits", "--teacher", "."], "teacher .: has no model.safetensors"),
     "a teacher of other classes": (
         ["net.yaml", "--data", "digits", "--teacher", "seven.yaml"],
-        "teacher seven.yaml: got 7 classes, the data have 10 classes",
+        "teacher seven.yaml: got 7 classes, digits has 10",
     ),
 }
 
