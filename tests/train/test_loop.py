@@ -181,6 +181,23 @@ def test_state_continues_bit_for_bit_in_the_middle_of_an_epoch() -> None:
     assert whole.mean_loss() == second.mean_loss()
 
 
+def test_every_step_draws_its_own_random_numbers_and_the_same_ones_again() -> None:
+    class Drawing(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            drawn.append(torch.rand(()).item())
+            return super().forward(x.flatten(1))
+
+    draws = []
+    for _ in range(2):
+        drawn: list[float] = []
+        trainer = Trainer(Drawing(4, 10), PLAIN, classes=10, steps_per_epoch=3, seed=3, device=CPU)
+        for _ in range(3):
+            trainer.update(Batch(torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)))
+        draws.append(drawn)
+    assert len(set(draws[0])) == 3
+    assert draws[0] == draws[1]
+
+
 def test_a_batch_that_lost_its_images_is_a_step_without_an_update() -> None:
     network = build(small().blocks(), seed=1)
     trainer = Trainer(network, PLAIN, classes=10, steps_per_epoch=4, seed=3, device=CPU)
