@@ -100,7 +100,7 @@ def train(
     if not names:
         raise PynasError("train: name at least one network, such as fbnetv3_a, or --model package.module:function")
     keys = [text if "=" in text else f"name={text}" for text in data_ or []]
-    images = checked(DataConfig, parse_settings(keys, "--data"), "data").located(Path())
+    images = checked(DataConfig, parse_settings(keys, "--data"), "--data").located(Path())
     shape: dict[str, Any] = {"resolution": resolution, "padding": padding, "small_input": small_input}
     specs = [model_for_data(name, images, **shape) for name in names]
     taught_by = None if teacher is None else read_teacher(teacher, images, **shape)
@@ -382,8 +382,12 @@ def _draw_curve(run: Path) -> str | None:
         from pynas.report.curve import draw_curve
     except ModuleNotFoundError:
         return None
-    draw_curve(run / "log.jsonl", run / "curve.png")
-    return str(run / "curve.png")
+    from pynas.train.log import read_log
+    from pynas.train.run import RunDirectory
+
+    directory = RunDirectory(run)
+    draw_curve(read_log(directory.log), directory.curve)
+    return str(directory.curve)
 
 
 def _describe_training(result: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from pynas.errors import PynasError
 
@@ -98,7 +97,5 @@ class FileLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()

@@ -65,12 +65,14 @@ def _number(text: str) -> Any:
 
 
 def _explain(model: type[BaseModel], detail: Any) -> str:
-    where = ".".join(str(part) for part in detail["loc"]) or "the file"
+    where = ".".join(str(part) for part in detail["loc"])
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where}: unknown key; allowed: {', '.join(_allowed(model, detail['loc'][:-1]))}"
     if detail["type"] == "missing":
         return f"{where}: is required"
     message = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"] or message.startswith(f"{where}."):
+        return message  # of a section as a whole, whose message names the key itself
     return f"{where}: {detail['input']!r}: {message}"
 
 

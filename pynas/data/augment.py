@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pynas.data.config import Augmentation
 from pynas.errors import PynasError
 
-Augmentation = Literal["none", "basic", "autoaugment"]
 Policy = Literal["imagenet", "cifar10"]
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Augmentation = Literal["none", "basic", "autoaugment"]
+
 IN_MEMORY = ("fashion-mnist", "digits")
 """Data sets that are small enough to lie in memory as a whole; the others are decoded by worker processes."""
 

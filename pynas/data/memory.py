@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pynas.data.augment import Augmentation, auto_augment, resize, shift_and_flip
+from pynas.data.augment import auto_augment, resize, shift_and_flip
 from pynas.data.batches import MEMORY_FORMAT, Batch
-from pynas.data.config import DataConfig
+from pynas.data.config import Augmentation, DataConfig
 from pynas.data.fetch import fetch, locate, read_verified
 from pynas.data.split import choose_classes, stratified_order, withheld
 from pynas.errors import PynasError

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 
-from pynas.data.augment import Augmentation, check_augmentation
-from pynas.data.batches import Batch, Data
-from pynas.data.config import IN_MEMORY, DataConfig
+from pynas.data.augment import check_augmentation
+from pynas.data.batches import Data
+from pynas.data.config import IN_MEMORY, Augmentation, DataConfig
 from pynas.data.find import find
 from pynas.data.images import arrange
 from pynas.data.memory import MemoryData, load, load_test
 from pynas.data.stream import StreamedData
 from pynas.errors import PynasError
-
-__all__ = ["Batch", "Contents", "Data", "contents", "open_data"]
 
 
 def open_data(
@@ -68,15 +67,20 @@ class Contents:
     classes: int
     channels: int
     images: dict[str, int]  # by part: "train", "validation" and, where there are, "test"
+    size: int | None = None  # pixels a side where all images have the same
 
 
+@functools.lru_cache(maxsize=4)
 def contents(config: DataConfig) -> Contents:
-    """What `open_data` would give. Raises PynasError as it does."""
+    """What `open_data` would give. Raises PynasError as it does.
+
+    Kept for this process: a tree of a million files takes minutes to list on a cluster's file system.
+    """
     if config.name in IN_MEMORY:
         dataset = load(config)
         images = {"train": len(dataset.train_labels), "validation": len(dataset.validation_labels)}
         images["test"] = len(load_test(config)[1])
-        return Contents(config.name, dataset.classes, dataset.channels, images)
+        return Contents(config.name, dataset.classes, dataset.channels, images, dataset.size)
     listing = arrange(config, find(config))
     images = {part: len(found) for part, found in listing.parts.items()}
     return Contents(config.name, len(listing.classes), config.channels or 3, images)

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pynas.cores import available_cores
-from pynas.data.augment import Augmentation, auto_augment, flip
+from pynas.data.augment import auto_augment, flip
 from pynas.data.batches import MEMORY_FORMAT, Batch
-from pynas.data.config import DataConfig
+from pynas.data.config import Augmentation, DataConfig
 from pynas.data.images import Images, Listing, check_share, some_of
 from pynas.errors import PynasError
 from pynas.randomness import generator

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from pynas.files import placed
 
 
-def draw_curve(log: Path, out: Path) -> None:
+def draw_curve(log: Iterable[Mapping[str, Any]], out: Path) -> None:
     """Draw accuracy (evaluated weights, and raw ones beside an average), loss and learning rate by epoch as a PNG.
 
-    `log` is a training's ``log.jsonl``; of an epoch that stands there twice the last counts. Nothing is drawn where no
-    epoch is finished.
+    `log`: the rows of a training's ``log.jsonl``; of an epoch that stands there twice the last counts. Nothing is drawn
+    where no epoch is finished.
     """
-    rows = {}
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # cut short by a crash
-        if row.get("event") == "epoch":
-            rows[row["epoch"]] = row
+    rows = {row["epoch"]: row for row in log if row.get("event") == "epoch"}
     if not rows:
         return
     epochs = sorted(rows)

@@ -1,4 +1,4 @@
-"""Training one candidate: `candidate.train_candidate` is the function executors run, the rest is what it is made of.
+"""Training: `run.train_model` trains in a directory of its own, `candidate.train_candidate` is what executors run.
 
-This package, `config` and `fetch` import no torch; everything else here does.
+This package, `config`, `recipe` and `log` import no torch; everything else here does.
 """

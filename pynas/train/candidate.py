@@ -15,7 +15,7 @@ from pynas.space.architecture import Recipe
 from pynas.train.config import TrainingConfig, TrainingRecipe
 from pynas.train.device import choose_device
 from pynas.train.distill import check_outputs
-from pynas.train.loop import Trainer, steps_in_epoch, train
+from pynas.train.loop import Trainer, train
 
 
 def train_candidate(payload: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -48,16 +48,15 @@ def train_candidate(payload: Mapping[str, Any], report: Callable[[dict[str, Any]
         workers=recipe.workers,
     )
     try:
-        network = spec.build(
-            dropout=recipe.dropout, stochastic_depth=recipe.stochastic_depth, seed=derive_seed(seed, "weights")
-        )
+        initial = derive_seed(seed, "weights")
+        network = spec.build(dropout=recipe.dropout, stochastic_depth=recipe.stochastic_depth, seed=initial)
         inputs = (data.classes, data.channels, input_size(spec))
-        memory_format = check_outputs(f"model {spec.name}", network, *inputs, seed=derive_seed(seed, "weights"))
+        memory_format = check_outputs(f"model {spec.name}", network, *inputs, seed=initial)
         trainer = Trainer(
             network,
             recipe,
             classes=data.classes,
-            steps_per_epoch=steps_in_epoch(data, recipe.batch_size),
+            steps_per_epoch=data.train_images // recipe.batch_size,
             seed=derive_seed(seed, "training"),
             device=device,
             memory_format=memory_format,

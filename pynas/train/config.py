@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pynas.data.config import Augmentation
 from pynas.space.architecture import Recipe
 
 PAPER_TOTAL_LR_DECAY = 0.963**150
@@ -24,8 +25,6 @@ PAPER_EMA_STEPS = 21.6
 The steps are those of section 4: 200 classes of about 1 281 images less
 10 000 for validation, in batches of 256, for 150 epochs: 144 000.
 """
-
-Augmentation = Literal["none", "basic", "autoaugment"]
 
 
 class TrainingConfig(BaseModel):

@@ -246,16 +246,6 @@ def evaluate(
     return Evaluation(correct / images, loss / images, images)
 
 
-def steps_in_epoch(data: Data, batch_size: int) -> int:
-    """Whole batches in an epoch. Raises PynasError where there is none."""
-    if (steps := data.train_images // batch_size) == 0:
-        raise PynasError(
-            f"training.batch_size: got {batch_size}, allowed are at most the {data.train_images} training images"
-            " (data.train)"
-        )
-    return steps
-
-
 def train(
     trainer: Trainer, data: Data, epochs: int, report: Callable[[int, float], None] = lambda epoch, accuracy: None
 ) -> list[float]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from pynas.data.config import IN_MEMORY, DataConfig
-from pynas.data.memory import load
+from pynas.data.config import DataConfig
 from pynas.data.open import contents
 from pynas.errors import PynasError
 from pynas.nets.load import ModelSpec, read_model
@@ -16,25 +14,6 @@ from pynas.train.config import TrainingConfig
 
 FILES_RESOLUTION = 224
 """Input size for image files where the network has none of its own."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """What a network must fit: classes, channels, training images, and pixels a side where all images have the same."""
-
-    classes: int
-    channels: int
-    train: int
-    size: int | None
-
-
-def images_of(config: DataConfig) -> Images:
-    """What there is to train on. Raises PynasError where the data are not as `config` says."""
-    if config.name in IN_MEMORY:
-        dataset = load(config)
-        return Images(dataset.classes, dataset.channels, len(dataset.train_labels), dataset.size)
-    found = contents(config)
-    return Images(found.classes, found.channels, found.images["train"], None)
 
 
 def model_for_data(
@@ -51,27 +30,25 @@ def model_for_data(
     search's winner and a file of weights keep theirs: what does not fit is refused when the training begins. A model
     without an input size of its own takes that of the images. Raises PynasError for a name that stands for nothing.
     """
-    asked = {"resolution": resolution, "padding": padding, "small_input": small_input}
-    if name.endswith(".safetensors"):
-        return read_model(name, **asked)  # type: ignore[arg-type]
-    table = not re.fullmatch(r"[\w.]+:[\w.]+|resnet18[\w.]*", name)
-    if table and ("/" in name or not (Path(ZOO) / f"{name}.yaml").is_file()):
-        return read_model(name, **asked)  # type: ignore[arg-type]
-    images = images_of(config)
-    if not table:
-        asked["resolution"] = resolution or images.size or FILES_RESOLUTION
-    return read_model(name, classes=images.classes, input_channels=images.channels, **asked)  # type: ignore[arg-type]
+    read = partial(read_model, name, padding=padding, small_input=small_input)
+    rows = name.endswith(".safetensors") or not re.fullmatch(r"[\w.]+:[\w.]+|resnet18[\w.]*", name)
+    if rows and ("/" in name or not (ZOO / f"{name}.yaml").is_file()):
+        return read(resolution=resolution)
+    found = contents(config)
+    if not rows:
+        resolution = resolution or found.size or FILES_RESOLUTION
+    return read(resolution=resolution, classes=found.classes, input_channels=found.channels)
 
 
 def check_data(spec: ModelSpec, config: DataConfig, training: TrainingConfig, role: str = "") -> None:
     """PynasError where the model's classes or channels, or the batch, are not what the data of `config` allow."""
-    images = images_of(config)
+    found = contents(config)
     name = f"{role} {spec.name}".lstrip()
     for what, got, expected in (
-        ("classes", spec.classes, images.classes),
-        ("input channels", spec.input_channels, images.channels),
+        ("classes", spec.classes, found.classes),
+        ("input channels", spec.input_channels, found.channels),
     ):
         if got is not None and got != expected:
             raise PynasError(f"{name}: got {got} {what}, {config.name} has {expected}")
-    if images.train < training.batch_size:
-        raise PynasError(f"training.batch_size: {training.batch_size}; allowed: up to the {images.train} images")
+    if (images := found.images["train"]) < training.batch_size:
+        raise PynasError(f"training.batch_size: {training.batch_size}; allowed: up to the {images} images")

@@ -38,7 +38,7 @@ from pynas.train.config import EXECUTION, TrainingRecipe
 from pynas.train.device import choose_device
 from pynas.train.distill import Teacher, check_outputs
 from pynas.train.log import TrainingLog
-from pynas.train.loop import Trainer, preserved_random_state, steps_in_epoch
+from pynas.train.loop import Trainer, preserved_random_state
 
 Item = TypeVar("Item")
 
@@ -94,6 +94,10 @@ class RunDirectory:
     @property
     def weights(self) -> Path:
         return self.path / "model.safetensors"
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "curve.png"
 
     @property
     def result(self) -> Path:
@@ -230,7 +234,7 @@ class _Run:
             )
             stack.callback(data.close)
             self.data = data
-            self.steps = steps_in_epoch(data, self.recipe.batch_size)
+            self.steps = data.train_images // self.recipe.batch_size
             self.trainer = self._trainer(data, device)
             if (found := self.checkpoints.restore(self._load, self.listener.say)) is not None:
                 self.listener.say(f"going on from {found}")
@@ -266,13 +270,9 @@ class _Run:
 
     def _trainer(self, data: Data, device: torch.device) -> Trainer:
         recipe, spec = self.recipe, self.spec
-        network = spec.build(
-            dropout=recipe.dropout,
-            stochastic_depth=recipe.stochastic_depth,
-            seed=derive_seed(self.seed, "weights"),
-        )
-        inputs = (data.classes, data.channels, input_size(spec))
         initial = derive_seed(self.seed, "weights")
+        network = spec.build(dropout=recipe.dropout, stochastic_depth=recipe.stochastic_depth, seed=initial)
+        inputs = (data.classes, data.channels, input_size(spec))
         memory_format = check_outputs(f"model {spec.name}", network, *inputs, seed=initial)
         teacher = None
         if self.teacher is not None:

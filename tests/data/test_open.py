@@ -112,7 +112,7 @@ def test_images_belong_to_their_labels(configs: dict[str, DataConfig]) -> None:
 def test_what_there_is(configs: dict[str, DataConfig]) -> None:
     assert contents(configs["folder"]) == Contents("folder", 4, 3, {"train": 48, "validation": 16})
     assert contents(configs["webdataset"]) == Contents("webdataset", 4, 3, {"train": 48, "validation": 12})
-    assert contents(configs["digits"]) == Contents("digits", 10, 1, {"train": 60, "validation": 50, "test": 180})
+    assert contents(configs["digits"]) == Contents("digits", 10, 1, {"train": 60, "validation": 50, "test": 180}, 8)
     data = opened(configs["folder"])
     assert (data.name, data.classes, data.channels, data.train_images) == ("folder", 4, 3, 48)
     assert histogram(data.validation_batches()) == [4] * 4

@@ -71,10 +71,6 @@ def test_sigterm_ends_the_command_with_143_and_says_how_to_go_on(tmp_path: Path)
 FAULTS = """
 import torch
 from torch import nn
-class Net(nn.Module):
-    def __init__(self, body):
-        super().__init__()
-        self.body = body
 def make_view():
     class View(nn.Module):
         def __init__(self):
@@ -200,7 +196,11 @@ WRONG = {
     "no value": (["net.yaml", "--set", "lr"], "--set 'lr': write --set KEY=VALUE"),
     "lr of zero": (["net.yaml", "--set", "lr=0"], "recipe: lr: 0: Input should be greater than 0"),
     "lr that is no number": (["net.yaml", "--set", "lr=nan"], "recipe: lr: "),
-    "unknown data": (["net.yaml", "--data", "imagenet"], "data: name: 'imagenet': Input should be 'fashion-mnist'"),
+    "unknown data": (["net.yaml", "--data", "imagenet"], "--data: name: 'imagenet': Input should be 'fashion-mnist'"),
+    "data that do not fit together": (
+        ["net.yaml", "--data", "folder"],
+        "pynas: --data: data.path: got None, folder needs the path of its images",
+    ),
     "data twice": (["net.yaml", "--data", "digits", "--data", "digits"], "--data 'name=digits': name is given twice"),
     "wrong class count": (["seven.yaml", "--data", "digits"], "seven.yaml: got 7 classes, digits has 10"),
     "open choices": (["net.yaml", "--recipe", "fbnetv3_search"], "recipe fbnetv3_search: leaves open lr"),
