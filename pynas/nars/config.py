@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -51,13 +51,25 @@ class FinalConfig(_Section):
 
 
 class ExecutorConfig(_Section):
-    """Where candidates train. May change from one run of a study to the next."""
+    """Where candidates train (docs/clusters.md). May change from one run of a study to the next.
+
+    A word stands for its kind: ``executor: slurm``.
+    """
+
+    kind: Literal["local", "slurm", "mpi"] = "local"
+    """local: worker processes; slurm: job arrays; mpi: the ranks that srun or mpirun has started."""
 
     workers: int | None = Field(None, ge=1)
-    """Worker processes; None takes one a core."""
+    """Candidates at once. None takes one a core (local), all ranks but the first (mpi), or 64 jobs (slurm)."""
 
     threads: int | None = Field(None, ge=1)
-    """Torch threads of each worker; None shares the cores out."""
+    """Torch threads of each worker; None shares the cores out, or takes the cores that Slurm gave."""
+
+    retries: int = Field(2, ge=0)
+    """How often a candidate is submitted again that Slurm lost (node failure, preemption)."""
+
+    slurm: dict[str, Any] = {}
+    """Parameters of submitit's AutoExecutor by name, for instance ``{slurm_partition: gpu, timeout_min: 60}``."""
 
 
 class StudyConfig(_Section):
@@ -110,6 +122,11 @@ class StudyConfig(_Section):
         if self.model is None and self.resolution is not None:
             raise ValueError("resolution is that of model; a table has its own (pin: {resolution: ...})")
         return self
+
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("budgets")
     @classmethod

@@ -3,6 +3,12 @@
 TASKS/KEY/payload.json    what the function is called with, written by the driver
 TASKS/KEY/log.txt         stdout and stderr of the task; runs of the same task append
 TASKS/KEY/result.json     {"function", "digest", "seconds", "value"}, written by the worker, complete or absent
+
+Executors whose workers cannot be heard directly (jobs, ranks) keep more there, see docs/clusters.md:
+
+TASKS/KEY/progress.jsonl  a line for each value the function reported
+TASKS/KEY/failure.json    {"reason": one line} of an exception, complete or absent
+TASKS/KEY/job.json        the job that runs the task
 """
 
 from __future__ import annotations
@@ -66,6 +72,18 @@ class TaskFolder:
     @property
     def result(self) -> Path:
         return self.path / "result.json"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.jsonl"
+
+    @property
+    def failure(self) -> Path:
+        return self.path / "failure.json"
+
+    @property
+    def job(self) -> Path:
+        return self.path / "job.json"
 
     def read_payload(self) -> Any:
         return json.loads(self.payload.read_text(encoding="utf-8"))
