@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     left_out = []
     if shutil.which("slurmctld", path="/usr/sbin:/sbin:/usr/local/sbin") is None:
         left_out.append("tests/slurm (make test-slurm installs Debian's Slurm as root and runs them)")
-    if shutil.which("mpiexec") is None:
+    if shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])) is None:
         left_out.append("tests/mpi (pip install mpich)")
     if left_out:
         terminalreporter.write_line(f"LEFT OUT, not installed here: {'; '.join(left_out)}", yellow=True, bold=True)

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: controller, munge and several nodes, each in a mount and a hostname namespace of its own.
+"""A real Slurm on this machine: controller, munge and nodes, each in a mount and a hostname namespace of its own.
 
     with Cluster(folder) as cluster:            # as root, with Debian's slurmctld, slurmd, slurm-client and munge
         subprocess.run(["sbatch", ...], env=cluster.environment)
