@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.hpp') CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test lint format sanitize bench clean
+SLURM := slurmctld slurmd slurm-client munge
+
+.PHONY: demo test test-slurm lint format sanitize bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pynas data fashion-mnist
@@ -15,6 +17,13 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+# The tests on a real Slurm of two nodes on this machine; as root, for its daemons and their namespaces want that.
+test-slurm: $(VENV)/.installed-dev
+	@test "$$(id -u)" = 0 || { echo "make test-slurm: run it as root (sudo make test-slurm)" >&2; exit 2; }
+	@test -x /usr/sbin/slurmctld || \
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends $(SLURM) >/dev/null; }
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/slurm
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,8 @@ from cluster import Cluster, missing
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes, n1 and n2, of eight pretended CPUs each. A test that harms a node starts it again."""
     if lacking := missing():
-        pytest.skip(f"no Slurm here: {', '.join(lacking)} (make test-slurm installs it)")
+        lack = f"no Slurm here: {', '.join(lacking)} (make test-slurm installs it)"
+        pytest.fail(lack) if os.environ.get("PYNAS_REQUIRE_SLURM") else pytest.skip(lack)
     with Cluster(tmp_path_factory.mktemp("slurm")) as started:
         yield started
 
