@@ -1,7 +1,7 @@
 """What a task reports, on its way through the file system: ``TASKS/KEY/progress.jsonl``, one JSON value a line.
 
-The worker calls `begin` and then `append`; the driver looks with a `Tail` from time to time. For executors whose workers
-cannot be heard directly.
+The worker calls `begin` and then `append`; the driver looks with a `Tail` from time to time. For executors whose
+workers cannot be heard directly.
 """
 
 from __future__ import annotations
