@@ -37,18 +37,27 @@ class LocalExecutor:
         folder: where tasks keep their folders, usually ``STUDY/tasks``; made if absent.
         workers: how many processes, at least 1; becomes `slots`.
         threads: threads of each worker; by default the cores this process may use divided by `workers`, at least 1.
+        environment: what workers inherit in place of this process's environment.
 
     Raises:
         PynasError: workers or threads below 1.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], workers: int, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        workers: int,
+        threads: int | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         if workers < 1:
             raise PynasError(f"workers: {workers} is too few, at least 1 is needed")
         if threads is not None and threads < 1:
             raise PynasError(f"threads: {threads} is too few, at least 1 is needed")
         self.slots = workers
         self.threads = max(1, available_cores() // workers) if threads is None else threads
+        self._inherited = os.environ if environment is None else environment
         self._tasks = Path(folder).absolute()
         self._tasks.mkdir(parents=True, exist_ok=True)
         self._waiting: deque[tuple[TaskFolder, str]] = deque()
@@ -113,7 +122,7 @@ class LocalExecutor:
             folder, function = self._waiting.popleft()
             if worker is None:
                 try:
-                    worker = _Worker(self.threads, folder.log)
+                    worker = _Worker(_environment(self._inherited, self.threads), folder.log)
                 except OSError as error:
                     self._events.append(Failed(folder.key, f"no worker could be started: {error}", "died"))
                     continue
@@ -140,7 +149,7 @@ class LocalExecutor:
 class _Worker:
     """One worker process and the task it is at. `folder` is None while it is idle."""
 
-    def __init__(self, threads: int, log: Path) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
         """Start the process; until its first task has begun it prints to that task's `log`.
 
         Raises:
@@ -163,7 +172,7 @@ class _Worker:
                     stdout=output,
                     stderr=output,
                     pass_fds=(theirs.fileno(), lifeline_read),
-                    env=_environment(threads),
+                    env=environment,
                     process_group=0,
                 )
         except OSError:
@@ -267,11 +276,11 @@ def _watch(process: int, notice: connection.Connection) -> None:
         os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(inherited: Mapping[str, str], threads: int) -> dict[str, str]:
     package_root = str(Path(__file__).absolute().parents[2])
-    path = [package_root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    path = [package_root, *inherited.get("PYTHONPATH", "").split(os.pathsep)]
     return {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": os.pathsep.join(entry for entry in path if entry),
         "PYTHONUNBUFFERED": "1",  # what a task printed is in its log even if it is killed
         "OMP_NUM_THREADS": str(threads),
