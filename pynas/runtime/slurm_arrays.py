@@ -1,0 +1,171 @@
+"""The job arrays that a driver has submitted, on disk before Slurm hears of them: STUDY/slurm/arrays/TOKEN.json.
+
+An array is submitted under a name that holds its token, and held; it is let go once its id is on disk. A driver that is
+killed at any instant therefore leaves either an array whose id its successor reads, or one of which no task has begun
+and which is found by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pynas.files import write_whole
+from pynas.runtime import slurm_jobs
+from pynas.runtime.progress import Tail
+from pynas.runtime.task import Result, TaskFolder
+
+GONE = 60.0  # seconds that cancelled jobs get to end; Slurm itself kills them after KillWait, usually 30
+
+
+@dataclass(slots=True)
+class Job:
+    """One task as a Slurm job. `attempt` counts from 1; `digest` tells what was asked."""
+
+    folder: TaskFolder
+    function: str
+    digest: str
+    attempt: int = 1
+    id: str = ""  # "12_3"; empty until it is submitted
+    array: str = ""  # the array's token
+    state: slurm_jobs.JobState | None = None  # when Slurm was asked last
+    begun: bool = False
+    unknown: int = 0  # times in a row that Slurm did not know it
+    over_since: float | None = None  # by time.monotonic(): since when Slurm has had it as ended, or not at all
+    tail: Tail | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether Slurm had it waiting when it was asked last."""
+        return self.state is not None and self.state.state == "PENDING"
+
+    def result(self) -> Result | None:
+        """The result of what was asked, if it is there."""
+        result = self.folder.read_result() if self.folder.result.exists() else None
+        return result if result is not None and result.digest == self.digest else None
+
+    def failure(self) -> str | None:
+        """The exception that ended the run of this very array, if one did."""
+        try:
+            failure = json.loads(self.folder.failure.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return str(failure["reason"]) if failure.get("array") == self.array else None
+
+    def look_anew(self) -> None:
+        """Have a network file system show what other machines have put into the folder."""
+        for _ in os.scandir(self.folder.path):
+            pass
+
+    def forget_runs(self) -> None:
+        """Remove what earlier runs of the task have left."""
+        for path in (self.folder.failure, self.folder.progress, self.folder.job):
+            path.unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class Array:
+    """An array of jobs, `limit` of which may run at once.
+
+    `stage` is "new" (Slurm may or may not know it), "held", "free" or "cancelled".
+    """
+
+    path: Path
+    token: str
+    limit: int
+    jobs: list[Job]  # in the order of their indices
+    stage: str = "new"
+    id: str = ""
+    left: set[str] = field(default_factory=set)  # keys of tasks without an outcome
+
+    @classmethod
+    def of(cls, folder: Path, jobs: list[Job], limit: int) -> Array:
+        token = uuid.uuid4().hex[:12]
+        return cls(folder / f"{token}.json", token, limit, jobs, left={job.folder.key for job in jobs})
+
+    @classmethod
+    def read(cls, path: Path, tasks: Path) -> Array:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        jobs = [Job(TaskFolder(tasks, entry.pop("key")), **entry) for entry in values["tasks"]]
+        array = cls(path, path.stem, values["limit"], jobs, values["stage"], left={job.folder.key for job in jobs})
+        if values["job"]:
+            array.number(values["job"])
+        return array
+
+    @property
+    def load(self) -> int:
+        """How many of its tasks may run at this moment."""
+        return min(self.limit, len(self.left))
+
+    def number(self, job: str) -> None:
+        """The array, or the only job, has got its id."""
+        self.id = job
+        for index, entry in enumerate(self.jobs):
+            entry.id = f"{job}_{index}" if len(self.jobs) > 1 else job
+            entry.array = self.token
+            entry.tail = Tail(entry.folder)
+
+    def write(self) -> None:
+        tasks = [
+            {"key": job.folder.key, "function": job.function, "digest": job.digest, "attempt": job.attempt}
+            for job in self.jobs
+        ]
+        values = {"job": self.id, "stage": self.stage, "limit": self.limit, "tasks": tasks}
+        write_whole(self.path, json.dumps(values))
+
+    def write_jobs(self) -> None:
+        """Tell in the tasks' folders which job runs them, for people and `pynas status`."""
+        for job in self.jobs:
+            values: dict[str, Any] = {"job": job.id, "array": self.token, "attempt": job.attempt}
+            # Nothing depends on it, so it need not be on disk before the next one is written.
+            temporary = job.folder.path / f".job.{os.getpid()}.json"
+            temporary.write_text(json.dumps(values), encoding="utf-8")
+            os.replace(temporary, job.folder.job)
+
+    def forget(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def files(self, job: Job) -> Iterator[Path]:
+        """What submitit keeps of a job."""
+        for name in ("submitted.pkl", "0_result.pkl", "0_log.out", "0_log.err"):
+            yield self.path.parents[1] / f"{job.id}_{name}"
+
+    def errors(self, job: Job) -> Path:
+        return self.path.parents[1] / f"{job.id}_0_log.err"
+
+
+def name_of(token: str, prefix: str = "pynas") -> str:
+    """The name under which Slurm knows the array."""
+    return f"{prefix}-{token}"
+
+
+def reason(job: Job, errors: Path, lines: int = 3) -> str:
+    """Why a job that ended without an outcome failed, in one line: where, state, exit code, what it said last."""
+    state = job.state
+    if state is None:
+        head = f"job {job.id}: Slurm no longer knows it, and it left no result"
+    else:
+        where = f" on {state.node}" if state.node else ""
+        code = f", exit code {state.exit_code} ({slurm_jobs.ending(state.exit_code)})" if state.exit_code else ""
+        why = f", {state.reason}" if state.reason not in ("", "None", "NonZeroExitCode", "JobLaunchFailure") else ""
+        result = " without a result" if state.state == slurm_jobs.COMPLETED else ""
+        head = f"job {job.id}{where}: {state.state}{result}{code}{why}"
+    said = (
+        [*_last_lines(job.folder.log, lines), *_last_lines(errors, lines)] if job.begun else _last_lines(errors, lines)
+    )
+    return f"{head}: {' | '.join(said)}" if said else f"{head}; see {job.folder.log}"
+
+
+def _last_lines(path: Path, count: int) -> list[str]:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 4000))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.strip()[:200] for line in text.splitlines() if line.strip()][-count:]
