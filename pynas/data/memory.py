@@ -7,7 +7,7 @@ DataLoader, a part is normalised and resized once, and batches are index selecti
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pynas.data.augment import auto_augment, resize, shift_and_flip
-from pynas.data.batches import MEMORY_FORMAT, Batch
+from pynas.data.batches import MEMORY_FORMAT, Batch, Share
 from pynas.data.config import Augmentation, DataConfig
 from pynas.data.fetch import fetch, locate, read_verified
 from pynas.data.split import choose_classes, stratified_order, withheld
@@ -110,13 +110,14 @@ class MemoryData:
         batch_size: int,
         seed: int,
         augment: Augmentation,
+        share: Share = Share(),
     ) -> None:
         dataset = load(config)
         self.bad: dict[str, str] = {}
         self.name, self.classes, self.channels = dataset.name, dataset.classes, dataset.channels
         self.train_images = len(dataset.train_labels)
         self._config, self._resolution, self._device = config, resolution, device
-        self._batch_size, self._seed, self._augment = batch_size, seed, augment
+        self._batch_size, self._seed, self._augment, self._share = batch_size, seed, augment, share
         self._shift = round(dataset.shift * resolution / dataset.size)
         self._flip = dataset.flip
         values = dataset.train_images.to(torch.float32) / 255.0
@@ -132,14 +133,16 @@ class MemoryData:
         self._test: tuple[Tensor, Tensor] | None = None
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        order = torch.from_numpy(generator(self._seed, "order", epoch).permutation(self.train_images))
-        order = order[: self.train_images // self._batch_size * self._batch_size].to(self._device)
-        for step, chosen in enumerate(order.split(self._batch_size)[start:], start):
+        order = torch.from_numpy(generator(self._seed, "order", epoch).permutation(self.train_images)).to(self._device)
+        for step in range(start, self.train_images // (self._share.ranks * self._batch_size)):
+            chosen = order[self._share.of_step(step, self._batch_size)]
             images = self._train[chosen]
             if self._augment != "none":
-                images = shift_and_flip(images, self._shift, self._flip, generator(self._seed, "shift", epoch, step))
+                rng = generator(self._seed, *self._share.purpose("shift", epoch, step))
+                images = shift_and_flip(images, self._shift, self._flip, rng)
             if self._augment == "autoaugment":
-                images = auto_augment(images, "cifar10", generator(self._seed, "autoaugment", epoch, step))
+                rng = generator(self._seed, *self._share.purpose("autoaugment", epoch, step))
+                images = auto_augment(images, "cifar10", rng)
                 images = (images - self._mean) / self._deviation
             yield Batch(images.contiguous(memory_format=MEMORY_FORMAT), self._train_labels[chosen])
 
@@ -155,6 +158,12 @@ class MemoryData:
             self._test = self._prepare(images), labels.to(self._device)
         return self._all(*self._test)
 
+    def bad_by_part(self) -> dict[str, dict[str, str]]:
+        return {}
+
+    def add_bad(self, found: Mapping[str, Mapping[str, str]]) -> None:
+        """There are no bad images in memory."""
+
     def close(self) -> None:
         """Nothing to end."""
 
@@ -164,7 +173,10 @@ class MemoryData:
         return resize(values, self._resolution).to(self._device, memory_format=MEMORY_FORMAT)
 
     def _all(self, images: Tensor, labels: Tensor) -> Iterator[Batch]:
-        return map(Batch, images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH))
+        mine = self._share.of_all(len(labels))
+        if mine.start == mine.stop:
+            return iter(())  # split() would give one batch without an image
+        return map(Batch, images[mine].split(EVALUATION_BATCH), labels[mine].split(EVALUATION_BATCH))
 
 
 def _of_classes(config: DataConfig, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Arrays:

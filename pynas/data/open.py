@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pynas.data.augment import check_augmentation
-from pynas.data.batches import Data
+from pynas.data.batches import Data, Share
 from pynas.data.config import IN_MEMORY, Augmentation, DataConfig
 from pynas.data.find import find
 from pynas.data.images import arrange
@@ -26,11 +26,12 @@ def open_data(
     seed: int,
     augment: Augmentation,
     workers: int | None = None,
+    share: Share = Share(),
 ) -> Data:
-    """Batches of the images of `config` at `resolution` pixels a side, on `device`.
+    """Batches of the images of `config` at `resolution` pixels a side, on `device`: of `batch_size` on each rank.
 
     seed decides order and augmentation, config.seed which images there are. workers: processes that decode, where
-    images are files; 0 decodes in this process, None takes the cores there are, at most 16. It changes no batch.
+    images are files; 0 decodes in this process, None takes `share.cores`, at most 16. It changes no batch.
 
     Raises PynasError where the data are not there or not as `config` says, and for batches larger than the data.
     """
@@ -38,7 +39,7 @@ def open_data(
     data: Data
     if config.name in IN_MEMORY:
         data = MemoryData(
-            config, resolution=resolution, device=device, batch_size=batch_size, seed=seed, augment=augment
+            config, resolution=resolution, device=device, batch_size=batch_size, seed=seed, augment=augment, share=share
         )
     else:
         data = StreamedData(
@@ -50,10 +51,12 @@ def open_data(
             seed=seed,
             augment=augment,
             workers=workers,
+            share=share,
         )
-    if data.train_images < batch_size:
+    if data.train_images < share.ranks * batch_size:
+        on = f" on each of {share.ranks} ranks" if share.ranks > 1 else ""
         raise PynasError(
-            f"training.batch_size: got {batch_size}, allowed are at most the {data.train_images} training images"
+            f"training.batch_size: got {batch_size}{on}, allowed are at most the {data.train_images} training images"
             " (data.train)"
         )
     return data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pynas.cores import available_cores
 from pynas.data.augment import auto_augment, flip
-from pynas.data.batches import MEMORY_FORMAT, Batch
+from pynas.data.batches import MEMORY_FORMAT, Batch, Share
 from pynas.data.config import Augmentation, DataConfig
 from pynas.data.images import Images, Listing, check_share, some_of
 from pynas.errors import PynasError
@@ -51,6 +51,7 @@ class StreamedData:
         seed: int,
         augment: Augmentation,
         workers: int | None,
+        share: Share = Share(),
     ) -> None:
         self.name: str = config.name
         self.classes = len(listing.classes)
@@ -58,7 +59,8 @@ class StreamedData:
         self._parts = listing.parts
         self.train_images = len(listing.parts["train"])
         self._device, self._batch_size, self._seed, self._augment = device, batch_size, seed, augment
-        self._workers = min(available_cores(), MOST_WORKERS) if workers is None else workers
+        self._share = share
+        self._workers = min(share.cores or available_cores(), MOST_WORKERS) if workers is None else workers
         mean, deviation = (torch.tensor(values).view(1, -1, 1, 1) for values in scale_of(config))
         self._scale, self._offset = (1.0 / deviation).to(device), (-mean / deviation).to(device)
         self._decoder = Decoder(listing.parts, resolution, self.channels, seed)
@@ -75,25 +77,24 @@ class StreamedData:
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         order = epoch_order(self._parts["train"], self._seed, epoch)
-        steps = range(start, self.train_images // self._batch_size)
+        steps = range(start, self.train_images // (self._share.ranks * self._batch_size))
         crops = None if self._augment == "none" else epoch
-        tasks: list[Task] = [
-            ("train", crops, order[step * self._batch_size : (step + 1) * self._batch_size]) for step in steps
-        ]
+        tasks: list[Task] = [("train", crops, order[self._share.of_step(step, self._batch_size)]) for step in steps]
         self._turn += 1
         turn = self._turn
         for step, (pixels, labels, bad) in zip(steps, self._train_batches_of(tasks), strict=True):
             if turn != self._turn:
                 raise RuntimeError("train_batches was called again, which ends the batches of the call before")
             self._note("train", bad)
-            if not len(labels):
+            if not len(labels) and self._share.ranks == 1:
                 raise PynasError(f"data.path: all {len(bad)} images of a batch are bad; {some_of(dict(bad))}")
             images = self._to_device(pixels).permute(0, 3, 1, 2)  # channels_last as decoded
             if self._augment != "none":
-                images = flip(images, generator(self._seed, "flip", epoch, step))
+                images = flip(images, generator(self._seed, *self._share.purpose("flip", epoch, step)))
             images = images.to(torch.float32).div_(255.0)
-            if self._augment == "autoaugment":
-                images = auto_augment(images, "imagenet", generator(self._seed, "autoaugment", epoch, step))
+            if self._augment == "autoaugment" and len(images):
+                rng = generator(self._seed, *self._share.purpose("autoaugment", epoch, step))
+                images = auto_augment(images, "imagenet", rng)
             yield Batch(self._normalised(images), self._to_device(labels))
 
     def validation_batches(self) -> Iterator[Batch]:
@@ -108,6 +109,13 @@ class StreamedData:
         """Decodes every image of a part; the bad ones then are in `bad`, however many they are."""
         for _, _, bad in self._evaluated(part):
             self._bad[part].update(bad)
+
+    def bad_by_part(self) -> dict[str, dict[str, str]]:
+        return self._bad
+
+    def add_bad(self, found: Mapping[str, Mapping[str, str]]) -> None:
+        for part, bad in found.items():
+            self._note(part, list(bad.items()))
 
     def close(self) -> None:
         self._turn += 1
@@ -127,10 +135,10 @@ class StreamedData:
                 yield Batch(self._normalised(images), self._to_device(labels))
 
     def _evaluated(self, part: str) -> Iterator[Decoded]:
-        count = len(self._parts[part])
+        mine = self._share.of_all(len(self._parts[part]))
         tasks = [
-            (part, None, np.arange(first, min(first + EVALUATION_BATCH, count)))
-            for first in range(0, count, EVALUATION_BATCH)
+            (part, None, np.arange(first, min(first + EVALUATION_BATCH, mine.stop)))
+            for first in range(mine.start, mine.stop, EVALUATION_BATCH)
         ]
         return iter(self._loader(tasks, min(self._workers, len(tasks)), persistent=False))
 
