@@ -1,0 +1,44 @@
+"""What supervisors leave behind of a failure: a line on stderr and a file; and the end of a step they cannot reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from pynas.runtime.launch import Launch
+
+
+def say(text: str) -> None:
+    """Write to stderr in one go, so that what several ranks say at once does not mingle."""
+    with suppress(OSError):  # whoever read it may be gone
+        os.write(2, text.encode(errors="replace") + b"\n")
+
+
+def write_failure(path: str | None, rank: int, host: str, cause: str) -> None:
+    """Write ``{"rank", "host", "cause"}`` to `path`, whole and only if nothing is there. Never raises."""
+    if path is None:
+        return
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}")
+    with suppress(OSError):
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                json.dump({"rank": rank, "host": host, "cause": cause}, file)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, target)  # fails where there is one, on every host that shares the folder
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def cancel_step(launch: Launch) -> None:
+    """Have Slurm end the other tasks of this step: without --kill-on-bad-exit they would wait for this one for ever."""
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
+    if launch.launcher == "srun" and job and step:
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(["scancel", f"{job}.{step}"], capture_output=True, timeout=5, stdin=subprocess.DEVNULL)
