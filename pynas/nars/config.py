@@ -151,6 +151,14 @@ def read_config(path: str | Path) -> StudyConfig:
     return config.model_copy(update={"data": config.data.located(path.parent), "final": final_config})
 
 
+def with_executor(config: StudyConfig, kind: str | None) -> StudyConfig:
+    """The configuration with an executor of another kind; unchanged for None. Raises PynasError for an unknown kind."""
+    if kind is None:
+        return config
+    executor = checked(ExecutorConfig, {**config.executor.model_dump(), "kind": kind}, "--executor")
+    return config.model_copy(update={"executor": executor})
+
+
 def dump_config(config: StudyConfig) -> str:
     """The configuration with every default written out, as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

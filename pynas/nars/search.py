@@ -7,14 +7,14 @@ there is to resuming.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pynas.cores import available_cores
 from pynas.errors import PynasError, SearchStopped
 from pynas.nars import trainings
 from pynas.nars.config import StudyConfig
@@ -29,29 +29,58 @@ from pynas.nars.winners import answer, inherited, write_winner
 from pynas.predict.predictor import Predictor
 from pynas.randomness import derive_seed, generator
 from pynas.runtime.executor import Executor
-from pynas.runtime.local import LocalExecutor
+from pynas.runtime.launch import detect
+from pynas.runtime.open import open_executor
 from pynas.space.budget import Budget
 from pynas.space.space import Space
 from pynas.study.directory import StudyDirectory
 from pynas.study.study import Study
 from pynas.study.trials import Trial
 
+if TYPE_CHECKING:
+    from mpi4py.futures import MPIPoolExecutor
 
-def search(config: StudyConfig, path: str | Path, *, listener: Listener | None = None) -> dict[str, Any]:
+
+def search(config: StudyConfig, path: str | Path, *, listener: Listener | None = None) -> dict[str, Any] | None:
     """Run or go on with the study at `path`; returns its results (the content of ``results.json``).
+
+    With an executor of kind mpi every rank calls this. The first drives; the others train candidates until the search
+    ends, touch nothing of the study else, and get None.
 
     Raises PynasError for what the user can mend and SearchStopped where most candidates fail. KeyboardInterrupt passes
     through with everything finished so far on disk.
     """
+    listener = listener or Silent()
+    if config.executor.kind != "mpi":
+        if (launch := detect(os.environ)) is not None:
+            raise PynasError(
+                f"executor {config.executor.kind}: {launch.launcher} started {launch.size} processes of this search, "
+                "which needs one; --executor mpi has them train candidates"
+            )
+        return _drive(config, path, listener, None)
+    from pynas.runtime.mpi import pool
+
+    with pool([path]) as ranks:
+        return None if ranks is None else _drive(config, path, listener, ranks)
+
+
+def _drive(config: StudyConfig, path: str | Path, listener: Listener, ranks: MPIPoolExecutor | None) -> dict[str, Any]:
     _check(config, new_space(config))
     with StudyDirectory.create(path) as directory:
         begun = directory.journal.exists() and bool(Study.open(directory).trials())
         settle(directory, config, begun=begun)
         space = open_space(directory, config)
-        workers = config.executor.workers or available_cores()
-        with LocalExecutor(directory.tasks, workers, config.executor.threads) as executor:
-            run = _Search(config, directory, space, executor, listener or Silent())
-            return run.run()
+        settings = config.executor
+        with open_executor(
+            settings.kind,
+            directory.tasks,
+            workers=settings.workers,
+            threads=settings.threads,
+            retries=settings.retries,
+            slurm=settings.slurm,
+            ranks=ranks,
+        ) as executor:
+            return _Search(config, directory, space, executor, listener).run()
 
 
 def _check(config: StudyConfig, space: Space) -> None:

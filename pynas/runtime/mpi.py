@@ -16,7 +16,7 @@ import signal
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -216,7 +216,7 @@ class _Flight:
 
 
 @contextmanager
-def pool() -> Iterator[MPIPoolExecutor | None]:
+def pool(paths: Sequence[str | os.PathLike[str]]) -> Iterator[MPIPoolExecutor | None]:
     """Every rank enters: the first, the driver, gets the executor that hands calls to the others. They get None, and
     only when the driver has left, for they serve it until then.
 
