@@ -1,0 +1,31 @@
+"""Starting searches of the examples, and what they leave on disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def start(study: Path, directory: Path, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pynas.cli", "search", str(study), "--dir", str(directory), "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def run(study: Path, directory: Path) -> dict[str, Any]:
+    process = start(study, directory)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def trainings(directory: Path) -> dict[str, tuple[int, int]]:
+    """Every result on disk with its inode and time: a second training would replace the file."""
+    return {
+        str(path.parent.relative_to(directory)): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in (directory / "tasks").rglob("result.json")
+    }
