@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from pynas.files import write_whole
 from pynas.runtime import slurm_jobs
 from pynas.runtime.progress import Tail
 from pynas.runtime.task import Result, TaskFolder
-
-GONE = 60.0  # seconds that cancelled jobs get to end; Slurm itself kills them after KillWait, usually 30
 
 
 @dataclass(slots=True)
@@ -38,6 +36,7 @@ class Job:
     unknown: int = 0  # times in a row that Slurm did not know it
     over_since: float | None = None  # by time.monotonic(): since when Slurm has had it as ended, or not at all
     tail: Tail | None = None
+    failed: bool = False
 
     @property
     def waits(self) -> bool:
@@ -70,42 +69,50 @@ class Job:
 
 @dataclass(slots=True)
 class Array:
-    """An array of jobs, `limit` of which may run at once.
+    """An array of jobs, `limit` of which may run at once, under a name that no other has.
 
     `stage` is "new" (Slurm may or may not know it), "held", "free" or "cancelled".
     """
 
     path: Path
-    token: str
+    name: str
     limit: int
-    jobs: list[Job]  # in the order of their indices
+    jobs: dict[str, Job]  # by key, in the order of their indices
     stage: str = "new"
     id: str = ""
+    made: float = field(default_factory=time.time)  # seconds since the epoch
     left: set[str] = field(default_factory=set)  # keys of tasks without an outcome
 
     @classmethod
-    def of(cls, folder: Path, jobs: list[Job], limit: int) -> Array:
+    def of(cls, folder: Path, jobs: list[Job], limit: int, prefix: str) -> Array:
         token = uuid.uuid4().hex[:12]
-        return cls(folder / f"{token}.json", token, limit, jobs, left={job.folder.key for job in jobs})
+        by_key = {job.folder.key: job for job in jobs}
+        return cls(folder / f"{token}.json", f"{prefix}-{token}", limit, by_key, left=set(by_key))
 
     @classmethod
     def read(cls, path: Path, tasks: Path) -> Array:
+        """Raises ValueError, KeyError or TypeError where the file is none of ours."""
         values = json.loads(path.read_text(encoding="utf-8"))
-        jobs = [Job(TaskFolder(tasks, entry.pop("key")), **entry) for entry in values["tasks"]]
-        array = cls(path, path.stem, values["limit"], jobs, values["stage"], left={job.folder.key for job in jobs})
-        if values["job"]:
-            array.number(values["job"])
+        jobs = {entry["key"]: Job(TaskFolder(tasks, entry.pop("key")), **entry) for entry in values.pop("tasks")}
+        number = values.pop("id")
+        array = cls(path, jobs=jobs, left=set(jobs), **values)
+        if number:
+            array.number(number)
         return array
 
     @property
-    def load(self) -> int:
-        """How many of its tasks may run at this moment."""
-        return min(self.limit, len(self.left))
+    def token(self) -> str:
+        return self.path.stem
+
+    @property
+    def active(self) -> int:
+        """How many of its tasks run or wait."""
+        return sum(self.jobs[key].over_since is None for key in self.left)
 
     def number(self, job: str) -> None:
         """The array, or the only job, has got its id."""
         self.id = job
-        for index, entry in enumerate(self.jobs):
+        for index, entry in enumerate(self.jobs.values()):
             entry.id = f"{job}_{index}" if len(self.jobs) > 1 else job
             entry.array = self.token
             entry.tail = Tail(entry.folder)
@@ -113,14 +120,14 @@ class Array:
     def write(self) -> None:
         tasks = [
             {"key": job.folder.key, "function": job.function, "digest": job.digest, "attempt": job.attempt}
-            for job in self.jobs
+            for job in self.jobs.values()
         ]
-        values = {"job": self.id, "stage": self.stage, "limit": self.limit, "tasks": tasks}
-        write_whole(self.path, json.dumps(values))
+        values = {name: getattr(self, name) for name in ("name", "limit", "stage", "id", "made")}
+        write_whole(self.path, json.dumps({**values, "tasks": tasks}))
 
     def write_jobs(self) -> None:
         """Tell in the tasks' folders which job runs them, for people and `pynas status`."""
-        for job in self.jobs:
+        for job in self.jobs.values():
             values: dict[str, Any] = {"job": job.id, "array": self.token, "attempt": job.attempt}
             # Nothing depends on it, so it need not be on disk before the next one is written.
             temporary = job.folder.path / f".job.{os.getpid()}.json"
@@ -130,18 +137,16 @@ class Array:
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
 
-    def files(self, job: Job) -> Iterator[Path]:
-        """What submitit keeps of a job."""
-        for name in ("submitted.pkl", "0_result.pkl", "0_log.out", "0_log.err"):
-            yield self.path.parents[1] / f"{job.id}_{name}"
-
     def errors(self, job: Job) -> Path:
+        """The stderr of a job, as far as it is not the task's."""
         return self.path.parents[1] / f"{job.id}_0_log.err"
 
-
-def name_of(token: str, prefix: str = "pynas") -> str:
-    """The name under which Slurm knows the array."""
-    return f"{prefix}-{token}"
+    def clean(self) -> None:
+        """Remove what submitit keeps of its jobs; of those that failed, only the pickle they were given."""
+        for job in self.jobs.values():
+            names = ["submitted.pkl"] if job.failed else ["submitted.pkl", "0_result.pkl", "0_log.out", "0_log.err"]
+            for name in names:
+                (self.path.parents[1] / f"{job.id}_{name}").unlink(missing_ok=True)
 
 
 def reason(job: Job, errors: Path, lines: int = 3) -> str:

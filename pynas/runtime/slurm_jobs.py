@@ -110,7 +110,7 @@ def find(name: str) -> list[str] | None:
 
 
 def cancel(ids: Iterable[str], *, waiting_only: bool = False) -> bool:
-    """End jobs, or only those that have not begun; one that has ended is no error. False where Slurm does not answer."""
+    """End jobs, or only those that wait; one that has ended is no error. False where Slurm does not answer."""
     some = sorted(set(ids))
     only = ["--state=PENDING"] if waiting_only else []
     batches = [some[start : start + BATCH] for start in range(0, len(some), BATCH)]
