@@ -60,7 +60,8 @@ def search(config: StudyConfig, path: str | Path, *, listener: Listener | None =
         return _drive(config, path, listener, None)
     from pynas.runtime.mpi import pool
 
-    with pool([path]) as ranks:
+    images = [data.path for data in (config.data, config.final.data) if data is not None and data.name == "folder"]
+    with pool(shared=[path], readable=[str(path) for path in images]) as ranks:
         return None if ranks is None else _drive(config, path, listener, ranks)
 
 

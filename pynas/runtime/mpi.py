@@ -28,12 +28,15 @@ from pynas.cores import available_cores
 from pynas.errors import PynasError
 from pynas.runtime import mpi_rank
 from pynas.runtime.executor import Done, Event, Failed, Progress, Started
+from pynas.runtime.launch import detect
 from pynas.runtime.progress import Tail
+from pynas.runtime.ranks import Placement, place
+from pynas.runtime.startup import check
+from pynas.runtime.supervisor import beat
 from pynas.runtime.task import TaskFolder, describe
 
 if TYPE_CHECKING:
     from mpi4py.futures import MPIPoolExecutor
-    from mpi4py.MPI import Intracomm
 
 LOOK = 0.1  # seconds between two looks of the driver at what tasks report
 # Seconds between two looks of idle ranks, and of the driver's thread, for messages. mpi4py's own 0.001 takes several
@@ -216,60 +219,70 @@ class _Flight:
 
 
 @contextmanager
-def pool(paths: Sequence[str | os.PathLike[str]]) -> Iterator[MPIPoolExecutor | None]:
+def pool(
+    shared: Sequence[str | os.PathLike[str]] = (), readable: Sequence[str] = ()
+) -> Iterator[MPIPoolExecutor | None]:
     """Every rank enters: the first, the driver, gets the executor that hands calls to the others. They get None, and
     only when the driver has left, for they serve it until then.
 
+    Args:
+        shared: folders that all ranks must share; made if absent.
+        readable: files and folders that each host must have.
+
     Raises:
-        PynasError: mpi4py or the MPI library is missing, there is one rank only, or the library has no threads.
+        PynasError: there is one rank only, MPI is missing or has no threads, or the ranks do not run the same program
+            or see the same files.
     """
-    MPI, MPICommExecutor = _import()
-    world = MPI.COMM_WORLD
-    if world.size == 1:
+    launch = detect(os.environ)
+    if launch is None:
         raise PynasError(
-            "executor mpi: started as one process; start it with srun --mpi=pmi2 -n 4 python -m pynas search ... or "
-            "mpirun -n 4 python -m pynas search ...: the first rank drives, each of the others trains a candidate"
+            "executor mpi: started as one process; start it with srun -n 4 python -m pynas search ... or mpirun -n 4 "
+            "python -m pynas search ...: the first rank drives, each of the others trains candidates"
         )
+    if launch.launcher == "torchrun":
+        raise PynasError("executor mpi: torchrun starts no ranks of MPI; start it with srun or mpirun")
+    placement = place(launch)
+    if placement.rank == 0:
+        _make(shared)
+    check(placement, shared, readable)
+
+    from mpi4py import MPI
+    from mpi4py.futures import MPICommExecutor
+
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         library = MPI.Get_library_version().splitlines()[0]
-        raise PynasError(f"executor mpi needs an MPI library with MPI_THREAD_MULTIPLE, which this one lacks: {library}")
-    mpi_rank.set_share(_share_of_cores(world))
+        placement.refuse(f"executor mpi needs an MPI library with MPI_THREAD_MULTIPLE, which this one lacks: {library}")
+    mpi_rank.set_share(_share_of_cores(placement))
     os.environ.setdefault("MPI4PY_FUTURES_BACKOFF", str(BACKOFF))
-    if world.rank > 0:
+    beat().allow(0)  # candidates may take hours; a rank that dies is noticed all the same
+    if placement.rank > 0:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends this rank's task
+    serve: Any = MPICommExecutor(placement.comm, root=0)
     try:
-        with MPICommExecutor(world, root=0) as ranks:
+        with serve as ranks:
             yield ranks
         mpi_rank.end_worker()
     finally:
-        MPI.Finalize()
+        placement.close()  # also after an error of the driver: by now no rank waits for anything else
 
 
-def _import() -> tuple[Any, Any]:
-    """mpi4py.MPI, which initialises MPI, and MPICommExecutor."""
-    try:
-        import mpi4py
-
-        # At exit it would wait for the other ranks, also where an error ends this one and they wait for it.
-        mpi4py.rc.finalize = False
-        from mpi4py import MPI
-        from mpi4py.futures import MPICommExecutor
-    except (ImportError, RuntimeError) as error:
-        raise PynasError(
-            "executor mpi needs mpi4py and an MPI library: pip install 'pynas-nars[mpi]', and your cluster's MPI or "
-            f"pip install mpich ({describe(error)})"
-        ) from None
-    return MPI, MPICommExecutor
+def _make(folders: Sequence[str | os.PathLike[str]]) -> None:
+    for folder in folders:
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise PynasError(f"{folder}: {error.strerror}") from None
 
 
-def _share_of_cores(world: Intracomm) -> int:
-    """How many cores there are for this rank: one that several ranks of its node may use counts in part for each.
+def _share_of_cores(placement: Placement) -> int:
+    """How many cores there are for this rank: one that several ranks of its host may use counts in part for each.
 
     The driver is left out, for it waits while candidates train. Slurm and mpirun may bind ranks to cores or not.
     """
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = frozenset(affinity(0) if affinity else range(available_cores()))
-    node = os.uname().nodename
-    serving = [place for place in world.allgather((node, cores))[1:] if place[0] == node]
-    share = sum(1 / max(1, sum(core in others for _, others in serving)) for core in cores)
+    cores = set(affinity(0) if affinity else range(available_cores()))
+    host = placement.hosts[placement.rank]
+    everybody = placement.gather(sorted(cores))
+    neighbours = [everybody[rank] for rank in range(1, placement.size) if placement.hosts[rank] == host]
+    share = sum(1 / max(1, sum(core in others for others in neighbours)) for core in cores)
     return max(1, int(share + 1e-6))

@@ -20,8 +20,10 @@ LISTEN = 0.25  # seconds between two looks of a busy rank for the order to end i
 CANCEL = 77  # tag of that order on MPI.COMM_WORLD; the messages of mpi4py.futures are on a communicator of their own
 
 # The variables by which launchers tell a process its rank. SLURM_JOB_ID and what else tells of the job stay.
-_PREFIXES = ("PMI_", "PMIX_", "OMPI_", "PRTE_", "PALS_", "HYDI_", "HYDRA_", "MPI_LOCAL", "SLURM_STEP", "SLURM_SRUN_")
-_PREFIXES += ("TORCHELASTIC_", "GROUP_", "ROLE_")
+_PREFIXES = (
+    *("PMI_", "PMIX_", "HYDI_", "HYDRA_", "MPI_LOCAL", "OMPI_", "PRTE_", "PALS_"),
+    *("SLURM_STEP", "SLURM_SRUN_", "TORCHELASTIC_", "GROUP_", "ROLE_"),
+)
 _NAMES = {
     *(f"SLURM_{name}" for name in ("PROCID", "LOCALID", "NODEID", "GTIDS", "NTASKS", "NPROCS", "TASK_PID")),
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
