@@ -17,7 +17,7 @@ class Line:
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
-        connection.settimeout(SEND)
+        connection.setblocking(False)
         self._buffer = b""
 
     def fileno(self) -> int:
@@ -25,14 +25,16 @@ class Line:
 
     def send(self, **message: Any) -> None:
         with suppress(OSError):
+            self.socket.settimeout(SEND)
             self.socket.sendall(json.dumps(message).encode() + b"\n")
+            self.socket.setblocking(False)
 
     def receive(self) -> tuple[list[dict[str, Any]], bool]:
         """The messages that are there, without waiting, and whether more may come."""
         is_open = True
         while is_open:
             try:
-                data = self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
+                data = self.socket.recv(1 << 16)
             except BlockingIOError:
                 break
             except OSError:
@@ -59,7 +61,7 @@ class Line:
                 if not data:
                     return None
                 self._buffer += data
-            self.socket.settimeout(SEND)
+            self.socket.setblocking(False)
         except OSError:
             return None
         line, self._buffer = self._buffer.split(b"\n", 1)

@@ -19,7 +19,7 @@ from pynas.runtime.beat import HEARTBEAT, Page, Progress
 from pynas.runtime.launch import Launch
 from pynas.runtime.lines import Line, answer, call
 from pynas.runtime.outcome import STOPS, Outcome, of_status, root_cause
-from pynas.runtime.report import cancel_step, say, write_failure
+from pynas.runtime.report import end_others, say, write_failure
 
 TICK = 0.25  # seconds between two looks at everything
 TELL = 1.0  # seconds between two messages of a supervisor
@@ -146,6 +146,8 @@ class Monitor:
         if not self.alive or os.waitid(os.P_PID, self.child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return
         self._hear_rank()  # what it said last
+        if not self.alive:
+            return
         status = self._bury()
         if self.rank not in self.ends:
             what = self.page.progress().what
@@ -183,10 +185,10 @@ class Monitor:
                 self._say_mistake(0, outcome)
             if self._pause(UNCONNECTED_MISTAKE - (self.rank == 0)) and self.rank:
                 self._say_mistake(self.rank, outcome)
-            cancel_step(self.launch)
+            end_others(self.launch, 2)
         elif outcome.kind in ("raised", "died"):
             self._say_failure(self.rank, outcome)
-            cancel_step(self.launch)
+            end_others(self.launch, 1)
 
     def _pause(self, seconds: float) -> bool:
         """Wait; False where an order to end came meanwhile."""
@@ -222,6 +224,9 @@ class Monitor:
         for message in messages:
             if "over" in message:
                 self._end_rank(message["dump"])
+                with suppress(OSError):
+                    self.judge.socket.shutdown(socket.SHUT_WR)  # this rank has ended
+                self._wait_for_ends([self.judge])  # and so have all others
                 self.code = message["over"]
                 return
         if not is_open:
@@ -329,21 +334,26 @@ class Monitor:
             self._end_all(1, dump=True)
         else:
             self._end_rank(dump=True)
-            cancel_step(self.launch)
+            end_others(self.launch, 1)
             self.code = 1
 
     def _end_all(self, code: int, dump: bool = False) -> None:
         for line in self.lines.values():
             line.send(over=code, dump=dump)
         self._end_rank(dump)
+        self._wait_for_ends(list(self.lines.values()))
+        if code and self.launch.launcher == "mpirun":
+            end_others(self.launch, code)  # for the exit code: hydra makes 9 of ranks that leave without a finalize
+        self.code = code
+
+    def _wait_for_ends(self, lines: list[Line]) -> None:
+        """Wait until the other ends have said their last."""
         until = time.monotonic() + LEAVE
-        for line in self.lines.values():  # a connection closed with words unread would take the last message with it
+        for line in lines:
             with suppress(OSError):
-                line.socket.shutdown(socket.SHUT_WR)
                 line.socket.settimeout(max(0.01, until - time.monotonic()))
                 while line.socket.recv(1 << 16):
                     pass
-        self.code = code
 
     def _say_mistake(self, rank: int, outcome: Outcome) -> None:
         where = f"rank {rank} on {self.hosts[rank]}: " if rank else ""
@@ -351,8 +361,8 @@ class Monitor:
             say(f"pynas: {where}{outcome.cause}")
 
     def _say_failure(self, rank: int, outcome: Outcome) -> None:
-        say(f"{outcome.traceback}pynas: rank {rank} on {self.hosts[rank]}: {outcome.cause}")
         write_failure(self.page.failure_file, rank, self.hosts[rank], outcome.cause)
+        say(f"{outcome.traceback}pynas: rank {rank} on {self.hosts[rank]}: {outcome.cause}")
 
 
 LOST = "lost (killed with its launcher, or its node is down)"

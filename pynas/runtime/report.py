@@ -29,15 +29,20 @@ def write_failure(path: str | None, rank: int, host: str, cause: str) -> None:
             with open(temporary, "w", encoding="utf-8") as file:
                 json.dump({"rank": rank, "host": host, "cause": cause}, file)
                 file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
             os.link(temporary, target)  # fails where there is one, on every host that shares the folder
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def cancel_step(launch: Launch) -> None:
-    """Have Slurm end the other tasks of this step: without --kill-on-bad-exit they would wait for this one for ever."""
+def end_others(launch: Launch, code: int) -> None:
+    """Have the launcher end all ranks, of which this one has not found the others: it may wait for them for ever.
+
+    Open MPI and torchrun do so when a rank exits with an error. Hydra asks for MPI's abort, and srun for
+    --kill-on-bad-exit or for scancel.
+    """
+    if launch.launcher == "mpirun" and (descriptor := os.environ.get("PMI_FD", "")).isdecimal():
+        with suppress(OSError):
+            os.write(int(descriptor), f"cmd=abort exitcode={code}\n".encode())
     job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
     if launch.launcher == "srun" and job and step:
         with suppress(OSError, subprocess.TimeoutExpired):

@@ -1,0 +1,134 @@
+"""A small program that ranks run: ``python rank_program.py WHAT [OPTION...]``. Its functions are what tests ask for."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pynas.errors import PynasError
+from pynas.runtime.launch import detect
+from pynas.runtime.ranks import Placement, place
+from pynas.runtime.startup import check
+from pynas.runtime.supervisor import beat, supervise
+
+BAD = 1  # the rank that goes wrong
+
+
+def meet() -> Placement:
+    launch = detect(os.environ)
+    assert launch is not None
+    beat().allow(float(os.environ.get("PROGRAM_HEARTBEAT", "60")))
+    placement = place(launch)
+    if folder := os.environ.get("PROGRAM_FOLDER"):
+        beat().failure_file(Path(folder) / "failure.json")
+    return placement
+
+
+def wait_for_others(placement: Placement) -> None:
+    """A collective call that never returns, for the rank that goes wrong does not make it."""
+    beat().advance(101, "step 12: all-reduce")
+    placement.gather(0)
+
+
+def say(text: str) -> None:
+    os.write(1, f"{text}\n".encode())
+
+
+def ranks() -> int:
+    placement = meet()
+    values = placement.gather({"rank": placement.rank, "pid": os.getpid(), "host": os.uname().nodename})
+    word = placement.broadcast("from 0" if placement.rank == 0 else None)
+    names = ("rank", "size", "local_rank", "local_size", "nodes", "hosts", "addresses")
+    say(json.dumps({name: getattr(placement, name) for name in names} | {"values": values, "word": word}))
+    placement.close()
+    return 0
+
+
+def checked() -> int:
+    placement = meet()
+    check(placement, [os.environ["PROGRAM_FOLDER"]])
+    say("all is well")
+    placement.close()
+    return 0
+
+
+def go_wrong(act: Callable[[], object]) -> int:
+    placement = meet()
+    for step in range(3):
+        beat().advance(8 * step, f"step {step}: forward")
+        placement.gather(step)
+    if placement.rank != BAD:
+        wait_for_others(placement)
+    say(f"going wrong in process {os.getpid()} of {os.getppid()}")
+    act()
+    return 0
+
+
+def fail() -> None:
+    raise ValueError("what rank 1 did not like")
+
+
+def hang() -> None:
+    beat().advance(100, "step 12: forward")
+    time.sleep(3600)
+
+
+def mistake() -> int:
+    meet()
+    raise PynasError("what every rank finds in the same file")
+
+
+def early_mistake() -> int:
+    raise PynasError("what every rank finds in the same file")
+
+
+def one_mistake() -> int:
+    def refuse() -> None:
+        raise PynasError("there are no images here")
+
+    return go_wrong(refuse)
+
+
+def stop() -> int:
+    """Works until it is told to stop, then writes its checkpoint and leaves, as a training does."""
+    told: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, frame: told.append(number))
+    placement = meet()
+    say(f"working in process {os.getpid()} of {os.getppid()}")
+    step = 0
+    while not any(placement.gather(bool(told))):
+        step += 1
+        beat().advance(8 * step, f"step {step}")
+        time.sleep(0.02)
+    time.sleep(0.3 * placement.rank)  # they do not all leave at once
+    say("checkpoint written")
+    return 128 + (told[0] if told else signal.SIGTERM)
+
+
+PROGRAMS: dict[str, Callable[[], int]] = {
+    "ranks": ranks,
+    "check": checked,
+    "raise": lambda: go_wrong(fail),
+    "segfault": lambda: go_wrong(lambda: ctypes.string_at(0)),
+    "exit": lambda: go_wrong(lambda: os._exit(3)),
+    "kill": lambda: go_wrong(lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "kill-supervisor": lambda: go_wrong(lambda: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(3600))),
+    "hang": lambda: go_wrong(hang),
+    "mistake": mistake,
+    "early-mistake": early_mistake,
+    "one-mistake": one_mistake,
+    "stop": stop,
+}
+
+
+if __name__ == "__main__":
+    launch = detect(os.environ)
+    assert launch is not None, "not started as one of several ranks"
+    sys.exit(supervise(PROGRAMS[sys.argv[1]], launch))
