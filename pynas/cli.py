@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pynas.errors import PynasError, SearchStopped
+from pynas.runtime.launch import detect
 
 app = typer.Typer(
     name="pynas",
@@ -340,6 +342,10 @@ def data(
 
 def main() -> None:
     """Run the command line; exits with 2 and one line for what the user can mend, with 1 where a search stopped."""
+    if sys.argv[1:2] in (["train"], ["search"]) and (launch := detect(os.environ)) is not None:
+        from pynas.runtime.supervisor import supervise
+
+        sys.exit(supervise(_as_rank, launch))
     try:
         app()
     except PynasError as error:
@@ -348,6 +354,19 @@ def main() -> None:
     except SearchStopped as error:
         print(f"pynas: the search stopped: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _as_rank() -> int:
+    """The command line in one of several ranks, of which only one tells of what the user can mend."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own, which it would print in every rank
+            raise PynasError(error.format_message()) from None
+        raise
+    return code if isinstance(code, int) else 0
 
 
 def _print_json(value: Any) -> None:
