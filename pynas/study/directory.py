@@ -111,6 +111,10 @@ class StudyDirectory:
         """Whether this object holds the lock."""
         return self._holder.held
 
+    def holder(self) -> str | None:
+        """The driver of this study, as "process 12 on host"; None where there is none."""
+        return self._holder.holder()
+
     def acquire(self) -> None:
         """Become the one driver of this study.
 
