@@ -35,24 +35,31 @@ def search(
     directory: Annotated[
         Path | None, typer.Option("--dir", help="The study's directory; by default the file's name without .yaml.")
     ] = None,
+    executor: Annotated[
+        str | None, typer.Option(metavar="KIND", help="local, slurm or mpi, whatever the file says.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Run a search, or go on with one: pretrain, iterate, evolve, train the winners."""
-    from pynas.nars.config import read_config
+    from pynas.nars.config import read_config, with_executor
     from pynas.nars.search import search as run
     from pynas.watch import Watch
 
-    config = read_config(study)
+    config = with_executor(read_config(study), executor)
     path = directory or study.with_suffix("")
     if path == study:
         raise PynasError(f"{study}: name the study's directory with --dir, or call the file STUDY.yaml")
-    again = f"pynas search {study}" + (f" --dir {directory}" if directory else "")
     try:
         with Watch() as watch:
             results = run(config, path, listener=watch)
     except KeyboardInterrupt:
+        again = f"pynas search {study}" + (f" --dir {directory}" if directory else "")
+        again += f" --executor {executor}" if executor else ""
+        again += ", under srun or mpirun as before" if config.executor.kind == "mpi" else ""
         print(f"\nstopped; everything finished so far is kept in {path}. Go on with: {again}", file=sys.stderr)
         raise typer.Exit(130) from None
+    if results is None:  # a rank that has served
+        return
     page = _write_report(path)
     if json_:
         _print_json(results | {"directory": str(path), "report": str(page) if page else None})
@@ -319,6 +326,27 @@ def report(study: StudyPath, json_: Json = False) -> None:
     else:
         _print_winners(results)
         print(f"\nreport: {page}")
+
+
+@app.command()
+def status(
+    study: StudyPath,
+    running: Annotated[bool, typer.Option("--running", help="Only those that run.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that failed.")] = False,
+    json_: Json = False,
+) -> None:
+    """Tell where a study stands: its candidates, their jobs and logs, and who drives it; works while it runs."""
+    import shutil
+
+    from pynas.nars.status import WIDTH, as_lines, read_status
+
+    found = read_status(study)
+    if json_:
+        _print_json(found.to_dict())
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    only = {"running": running, "failed": failed}
+    print("\n".join(as_lines(found, width, [state for state, wanted in only.items() if wanted])))
 
 
 @app.command()
