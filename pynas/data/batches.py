@@ -60,6 +60,10 @@ class Share:
         return purpose if self.ranks == 1 else (*purpose, self.rank)
 
 
+WHOLE = Share()
+"""The share of a process that trains alone."""
+
+
 class Data(Protocol):
     """Images of one data set at one resolution, on one device; those of one rank (`Share`)."""
 

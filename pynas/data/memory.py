@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pynas.data.augment import auto_augment, resize, shift_and_flip
-from pynas.data.batches import MEMORY_FORMAT, Batch, Share
+from pynas.data.batches import MEMORY_FORMAT, WHOLE, Batch, Share
 from pynas.data.config import Augmentation, DataConfig
 from pynas.data.fetch import fetch, locate, read_verified
 from pynas.data.split import choose_classes, stratified_order, withheld
@@ -110,7 +110,7 @@ class MemoryData:
         batch_size: int,
         seed: int,
         augment: Augmentation,
-        share: Share = Share(),
+        share: Share = WHOLE,
     ) -> None:
         dataset = load(config)
         self.bad: dict[str, str] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pynas.data.augment import check_augmentation
-from pynas.data.batches import Data, Share
+from pynas.data.batches import WHOLE, Data, Share
 from pynas.data.config import IN_MEMORY, Augmentation, DataConfig
 from pynas.data.find import find
 from pynas.data.images import arrange
@@ -26,7 +26,7 @@ def open_data(
     seed: int,
     augment: Augmentation,
     workers: int | None = None,
-    share: Share = Share(),
+    share: Share = WHOLE,
 ) -> Data:
     """Batches of the images of `config` at `resolution` pixels a side, on `device`: of `batch_size` on each rank.
 

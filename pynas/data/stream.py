@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pynas.cores import available_cores
 from pynas.data.augment import auto_augment, flip
-from pynas.data.batches import MEMORY_FORMAT, Batch, Share
+from pynas.data.batches import MEMORY_FORMAT, WHOLE, Batch, Share
 from pynas.data.config import Augmentation, DataConfig
 from pynas.data.images import Images, Listing, check_share, some_of
 from pynas.errors import PynasError
@@ -51,7 +51,7 @@ class StreamedData:
         seed: int,
         augment: Augmentation,
         workers: int | None,
-        share: Share = Share(),
+        share: Share = WHOLE,
     ) -> None:
         self.name: str = config.name
         self.classes = len(listing.classes)

@@ -66,7 +66,7 @@ class Checkpoints:
         reasons, aside = [], []
         for path in self.paths():
             try:
-                load(self._read(path))
+                load(self.read(path))
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError, EOFError) as error:
                 reasons.append(f"{path}: {_reason(error)}")
                 aside.append(path)
@@ -81,7 +81,8 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def read(self, path: Path) -> dict[str, Any]:
+        """What was written to `path`; ValueError where that is no good checkpoint of this training."""
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # zip, pickle and torch have a dozen ways of saying that a file is no checkpoint

@@ -2,16 +2,20 @@
 
 Shapes: B batch, C channels, H = W = resolution, K classes.
 
-A step's random numbers are keyed by (seed, purpose, step): mixup draws from a generator of its own, and torch's global
-generator, from which dropout and stochastic depth draw, is seeded anew for every step. So the random state of a
-training is its seed and its step, and a training that is cut and resumed continues bit for bit.
+A step's random numbers are keyed by (seed, purpose, step), and by the rank where there are several: mixup draws from a
+generator of its own, and torch's global generator, from which dropout and stochastic depth draw, is seeded anew for
+every step. So the random state of a training is its seed and its step, and a training that is cut and resumed continues
+bit for bit.
+
+Ranks compute a step together, each on a batch of its own: all call `Trainer.update`, `look`, `evaluate` and what calls
+them in the same order, even with a batch that lost all its images.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from pynas.data.augment import mixup
 from pynas.data.batches import MEMORY_FORMAT, Batch, Data, arranged
@@ -29,17 +34,23 @@ from pynas.train.distill import Teacher, distillation_loss
 from pynas.train.ema import WeightAverage, ema_decay
 from pynas.train.optimizer import make_optimizer
 from pynas.train.schedule import Schedule
+from pynas.train.world import World
 
 LOOK_EVERY = 25
 """Steps between two looks at the losses: a look at every step would make a GPU wait for the CPU at every step."""
+
+PLACES = 1 << 20
+"""Positions that `World.advance` is told of a step and of the evaluation after it: more than either has places."""
 
 
 class Trainer:
     """A network with everything its training carries from step to step.
 
     `evaluated` is the network whose accuracy counts: the average of the weights where `recipe.ema`, else the network.
-    `step` counts from 0 over the whole training. `nodes` is the number of batches of `recipe.batch_size` that a step
-    sees in all, by which the learning rate is scaled.
+    `step` counts from 0 over the whole training. `nodes`, by default the world's, is the number of batches of
+    `recipe.batch_size` that a step sees in all, by which the learning rate is scaled. `network` stays the module that
+    was given, apart from its batch-norms, which normalise by the images of all ranks; `may_leave_unused` says that a
+    step may give some of its parameters no gradient.
     """
 
     def __init__(
@@ -52,10 +63,13 @@ class Trainer:
         seed: int,
         device: torch.device,
         teacher: Teacher | None = None,
-        nodes: int = 1,
+        nodes: int | None = None,
         memory_format: torch.memory_format = MEMORY_FORMAT,
+        world: World | None = None,
+        may_leave_unused: bool = False,
     ) -> None:
-        network.to(device)
+        self.world = world or World()
+        network = self.world.synchronised(network.to(device))
         self.memory_format = memory_format
         self.network = network.to(memory_format=memory_format)  # type: ignore[call-overload]  # not in torch's stub
         for module in network.modules():
@@ -68,7 +82,10 @@ class Trainer:
         self.evaluated = network if self.average is None else self.average.network
         self.step = 0
         self._classes, self._seed, self._teacher = classes, seed, teacher
-        self._scale = nodes if recipe.scale_lr_by_nodes else 1
+        self._scale = (nodes or self.world.nodes) if recipe.scale_lr_by_nodes else 1
+        self._parts = len(micro_batches(self.world.batch_of_rank(recipe.batch_size), recipe.micro_batch))
+        self._forward = self.world.wrapped(network, may_leave_unused=may_leave_unused)
+        self._evaluated = 0  # batches since the last step
         self._losses: list[Tensor] = []  # of the steps since the last look
         self._loss_sum, self._loss_count = 0.0, 0  # of the epoch's steps before
 
@@ -88,53 +105,94 @@ class Trainer:
                 self.update(batch)
         return self.mean_loss()
 
-    def update(self, batch: Batch) -> None:
+    def update(self, batch: Batch, images: int | None = None) -> None:
         """One step. Sets torch's global random state: call it within `preserved_random_state`.
 
-        Raises FloatingPointError, some steps later, with epoch, step and lr where a loss was not finite.
+        images: how many all ranks have for this step (`World.agree`); None asks them. Raises FloatingPointError, some
+        steps later and on all ranks, with epoch, step and lr where a loss was not finite.
         """
+        if images is None:
+            images, _ = self.world.agree(len(batch.labels))
         self.network.train()
-        torch.manual_seed(derive_seed(self._seed, "dropout", self.step))
+        torch.manual_seed(derive_seed(self._seed, *self._purpose("dropout")))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        if len(batch.labels) > 1:  # unreadable images make a batch smaller, and batch-norm needs two
+        if images > 1:  # unreadable images make a batch smaller, and batch-norm needs two
+            self.advance(1, "forward and backward")
             self.optimizer.zero_grad()
-            self._losses.append(self._backward(batch))
+            self._losses.append(self._backward(batch, images))
+            self.advance(2, "update")
             if self.recipe.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip, foreach=True)
             self.optimizer.step()
             if self.average is not None:
                 self.average.update()
         self.step += 1
+        self._evaluated = 0
         if self.step % LOOK_EVERY == 0:
             self.look()
 
-    def _backward(self, batch: Batch) -> Tensor:
-        """Gradients of the batch, micro-batch by micro-batch; returns the loss, float32 ()."""
-        recipe = self.recipe
+    def advance(self, phase: int, what: str) -> None:
+        """Tell whoever watches this rank where it is: in a step, or, with a phase of 3 and more, after the last one."""
+        step = self.step - (phase > 2)
+        epoch, within = divmod(step, self.steps_per_epoch)
+        self.world.advance(step * PLACES + phase, f"step {within + 1} of epoch {epoch + 1}: {what}")
+
+    def _purpose(self, name: str) -> tuple[str | int, ...]:
+        """The key of this step's random draws. One rank keeps the key it has always had."""
+        return (name, self.step) if self.world.size == 1 else (name, self.step, self.world.rank)
+
+    def _backward(self, batch: Batch, all_images: int) -> Tensor:
+        """Gradients of the batch, micro-batch by micro-batch; returns this rank's part of the loss, float32 ().
+
+        Every one of the `all_images` counts the same, on whatever rank. DistributedDataParallel divides the sum of the
+        ranks' gradients by their number, hence the factor `ranks`.
+        """
+        recipe, ranks = self.recipe, self.world.size
         targets = functional.one_hot(batch.labels, self._classes).to(torch.float32)
-        images, targets = mixup(batch.images, targets, recipe.mixup, generator(self._seed, "mixup", self.step))
+        images, targets = mixup(batch.images, targets, recipe.mixup, generator(self._seed, *self._purpose("mixup")))
         images = arranged(images, self.memory_format)
-        sizes = micro_batches(len(images), recipe.micro_batch)
+        sizes = self._sizes(len(images))
         total = torch.zeros((), device=images.device)
-        for part, target in zip(images.split(sizes), targets.split(sizes), strict=True):
-            with autocast(self.device, recipe.precision):
-                logits = self.network(part)
-                taught = None if self._teacher is None else self._teacher.logits(part)
-            loss = functional.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
-            if taught is not None:
-                distilled = distillation_loss(logits.float(), taught.float(), recipe.temperature)
-                loss = recipe.distillation * distilled + (1.0 - recipe.distillation) * loss
-            loss = loss * (len(part) / len(images))
-            loss.backward()
-            total += loss.detach()
+        for i, (part, target) in enumerate(zip(images.split(sizes), targets.split(sizes), strict=True)):
+            with self._exchanging(i == len(sizes) - 1):
+                with autocast(self.device, recipe.precision):
+                    logits = self._forward(part)
+                    taught = None if self._teacher is None else self._teacher.logits(part)
+                loss = self._loss(logits.float(), target, taught) * (len(part) / all_images * ranks)
+                loss.backward()
+            total += loss.detach() / ranks
         return total
+
+    def _loss(self, logits: Tensor, target: Tensor, taught: Tensor | None) -> Tensor:
+        """The mean loss of a micro-batch, float32 ()."""
+        recipe = self.recipe
+        if not len(target):
+            return logits.sum()  # zero: this rank has no image here, and takes part in what the others exchange
+        loss = functional.cross_entropy(logits, target, label_smoothing=recipe.label_smoothing)
+        if taught is not None:
+            distilled = distillation_loss(logits, taught.float(), recipe.temperature)
+            loss = recipe.distillation * distilled + (1.0 - recipe.distillation) * loss
+        return loss
+
+    def _sizes(self, images: int) -> list[int]:
+        """Images of each micro-batch. Ranks have as many micro-batches as one another, whatever images they lost."""
+        if self.world.size == 1 or images == self.world.batch_of_rank(self.recipe.batch_size):
+            return micro_batches(images, self.recipe.micro_batch)
+        ends = [images * (i + 1) // self._parts for i in range(self._parts)]
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are exchanged in the backward of the last micro-batch alone."""
+        if last or not isinstance(self._forward, DistributedDataParallel):
+            return nullcontext()
+        return self._forward.no_sync()
 
     def look(self) -> None:
         """Add up the losses since the last look; FloatingPointError with epoch, step and lr where one is not finite."""
         if not self._losses:
             return
-        losses = torch.stack(self._losses).tolist()
+        losses = self.world.sum(torch.stack(self._losses).tolist())
         first = self.step - len(losses)
         self._losses.clear()
         for offset, loss in enumerate(losses):
@@ -155,10 +213,17 @@ class Trainer:
         return self.evaluate(self.evaluated, batches).accuracy
 
     def evaluate(self, network: nn.Module, batches: Iterable[Batch]) -> Evaluation:
+        """How `network` does on the batches of all ranks together, of which `batches` are this rank's."""
         try:
-            return evaluate(network, batches, self.recipe.precision, self.memory_format)
+            return evaluate(network, self._followed(batches), self.recipe.precision, self.memory_format, self.world.sum)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} after {self.place(self.step - 1)}") from None
+
+    def _followed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._evaluated += 1
+            self.advance(2 + self._evaluated, f"evaluating, batch {self._evaluated}")
+            yield batch
 
     def place(self, step: int) -> str:
         epoch, within = divmod(step, self.steps_per_epoch)
@@ -223,8 +288,12 @@ def evaluate(
     batches: Iterable[Batch],
     precision: str = "fp32",
     memory_format: torch.memory_format = MEMORY_FORMAT,
+    total: Callable[[list[float]], list[float]] = list,
 ) -> Evaluation:
-    """How well `network`, in evaluation mode, does; FloatingPointError where a logit is not finite."""
+    """How well `network`, in evaluation mode, does; FloatingPointError where a logit is not finite.
+
+    total: adds up the numbers of all ranks, each of which has other batches, and perhaps none.
+    """
     training = network.training
     network.eval()
     images = 0
@@ -238,12 +307,12 @@ def evaluate(
         sums = row if sums is None else sums + row
         images += len(batch.labels)
     network.train(training)
-    if sums is None or images == 0:
+    right, lost, broken, count = total([*([0.0] * 3 if sums is None else sums.tolist()), images])
+    if count == 0:
         raise PynasError("data: there is no image to evaluate on")
-    correct, loss, broken = sums.tolist()
     if broken:
         raise FloatingPointError("the network's outputs are not finite")
-    return Evaluation(correct / images, loss / images, images)
+    return Evaluation(right / count, lost / count, int(count))
 
 
 def train(

@@ -12,6 +12,7 @@ from pynas.nets.load import ModelSpec, read_model
 from pynas.train.models import check_data, model_for_data
 from pynas.train.recipe import load_recipe
 from pynas.train.run import Listener, RunDirectory, Silent, train_model
+from pynas.train.world import World
 
 TEACHER = "teacher"
 """Folder of the run that trains the teacher on labels."""
@@ -42,17 +43,21 @@ def train_models(
     teacher: ModelSpec | None = None,
     two_step: bool = False,
     listener: Listener | None = None,
+    world: World | None = None,
+    stop_on_usr: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Train one network in `path`, or several each in a folder of its own there; results by the name of the run.
 
     Every network trains with the recipe that `load_recipe(recipe, of_network=..., settings=...)` gives it. With
     `teacher` they all learn from it. `two_step` trains the teacher first, on labels: `teacher`, else the network with
     the most FLOPs; the networks then learn from that, the teacher's own architecture included where it is among them
-    (section 4.2). Raises PynasError for what does not fit, before anything is trained where it can be known.
+    (section 4.2). `world` and `stop_on_usr` are those of `train_model`. Raises PynasError for what does not fit, before
+    anything is trained where it can be known.
     """
-    listener = listener or Silent()
+    listener = listener if listener is not None and (world is None or world.first) else Silent()
+    common: dict[str, Any] = {"seed": seed, "listener": listener, "world": world, "stop_on_usr": stop_on_usr}
     recipes = [load_recipe(recipe, of_network=spec.recipe, settings=settings) for spec in specs]
-    root, names = Path(path), run_names(specs)
+    names, folders = run_names(specs), run_folders(specs, path, two_step)
     for spec, own in zip(specs, recipes, strict=True):
         check_data(spec, data, own)
     if teacher is not None:
@@ -64,14 +69,20 @@ def train_models(
             raise PynasError(f"teacher {first.name}: has weights already; leave out the first step, its training")
         listener.say(f"step 1: {first.name} on labels")
         taught = load_recipe(recipe, of_network=first.recipe, settings=settings)
-        results[TEACHER] = train_model(first, taught, data, root / TEACHER, seed=seed, listener=listener)
-        teacher = read_teacher(str(root / TEACHER), data)
+        results[TEACHER] = train_model(first, taught, data, folders[TEACHER], **common)
+        teacher = read_teacher(str(folders[TEACHER]), data)
         listener.say(f"step 2: {', '.join(names)} with distillation")
-    alone = len(specs) == 1 and not two_step
     for spec, own, name in zip(specs, recipes, names, strict=True):
-        folder = root if alone else root / name
-        results[name] = train_model(spec, own, data, folder, seed=seed, teacher=teacher, listener=listener)
+        results[name] = train_model(spec, own, data, folders[name], teacher=teacher, **common)
     return results
+
+
+def run_folders(specs: Sequence[ModelSpec], path: str | Path, two_step: bool = False) -> dict[str, Path]:
+    """Where each training of `train_models` has its directory, by the name of the run, in the order of training."""
+    names, root = run_names(specs), Path(path)
+    if len(names) == 1 and not two_step:
+        return {names[0]: root}
+    return {name: root / name for name in ([TEACHER] if two_step else []) + names}
 
 
 def run_names(specs: Sequence[ModelSpec]) -> list[str]:
