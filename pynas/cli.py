@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pynas.errors import PynasError, SearchStopped
+from pynas.errors import JobFailed, PynasError, SearchStopped
 from pynas.runtime.launch import detect
 
 app = typer.Typer(
@@ -95,14 +95,32 @@ def train(
         bool, typer.Option("--distill", help="Two steps: the teacher (or the largest) on labels, then all from it.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Submit to Slurm: train on that many nodes; see docs/clusters.md.")
+    ] = None,
+    tasks_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks on each node, 1 by default.")] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A parameter of submitit's AutoExecutor, as slurm_partition=gpu."),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Submit and return, rather than wait for the job.")] = False,
+    heartbeat: Annotated[
+        float, typer.Option(min=0, help="Seconds without progress after which ranks that hang are ended; 0: never.")
+    ] = 60.0,
     json_: Json = False,
 ) -> None:
-    """Train networks, or go on where their training was; the same command again resumes."""
+    """Train networks, or go on where their training was; the same command again resumes.
+
+    Under srun, mpirun or torchrun the ranks train together.
+    """
+    from pynas.cluster.submission import resubmitted
+    from pynas.cluster.training import Training
     from pynas.data.config import DataConfig
+    from pynas.runtime.launch import detect
     from pynas.sections import checked, parse_settings
     from pynas.train.models import model_for_data
     from pynas.train.run import Stopped
-    from pynas.train.two_step import read_teacher, run_names, train_models
+    from pynas.train.two_step import read_teacher, run_names
     from pynas.watch import Watch
 
     names = [*(networks or []), *(model or [])]
@@ -115,22 +133,34 @@ def train(
     taught_by = None if teacher is None else read_teacher(teacher, images, **shape)
     several = len(specs) > 1 or distill
     path = directory or (Path("runs") if several else Path("runs") / run_names(specs)[0])
+    training = Training(
+        specs, images, path, recipe, parse_settings(set_ or [], "--set"), seed, taught_by, two_step=distill
+    )
+    launch = detect(os.environ)
+    as_job = launch is None and (nodes or tasks_per_node)
+    if not as_job and (slurm or detach):
+        raise PynasError("train: --slurm and --detach are for a training that submits itself: add --nodes")
     try:
-        with Watch() as watch:
-            results = train_models(
-                specs,
-                images,
-                path,
-                recipe=recipe,
-                settings=parse_settings(set_ or [], "--set"),
-                seed=seed,
-                teacher=taught_by,
-                two_step=distill,
-                listener=watch,
-            )
+        with Watch(quiet=launch is not None and launch.rank > 0) as watch:
+            if launch is not None:
+                results = training.on_ranks(launch, watch, heartbeat=heartbeat)
+            elif as_job:
+                results = training.as_job(
+                    resubmitted(sys.argv[1:]),
+                    watch.say,
+                    nodes=nodes or 1,
+                    tasks_per_node=tasks_per_node or 1,
+                    parameters=parse_settings(slurm or [], "--slurm"),
+                    wait=not detach,
+                )
+            else:
+                results = training.here(watch)
     except Stopped as stopped:
-        print(f"\npynas: {stopped}: give the same command again", file=sys.stderr)
+        if launch is None or launch.rank == 0:
+            print(f"\npynas: {stopped}: give the same command again", file=sys.stderr)
         raise typer.Exit(128 + stopped.signal) from None
+    if results is None:  # another rank's, or of a job that nobody waits for
+        return
     for name, result in results.items():
         result["directory"] = str(Path(result["weights"]).parent)
         result["curve_plot"] = _draw_curve(Path(result["directory"]))
@@ -381,6 +411,9 @@ def main() -> None:
         sys.exit(2)
     except SearchStopped as error:
         print(f"pynas: the search stopped: {error}", file=sys.stderr)
+        sys.exit(1)
+    except JobFailed as error:
+        print(f"pynas: {error}", file=sys.stderr)
         sys.exit(1)
 
 

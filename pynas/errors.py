@@ -9,3 +9,7 @@ class PynasError(ValueError):
 
 class SearchStopped(RuntimeError):
     """A search could not go on (for instance because most candidates failed); the study keeps all that was done."""
+
+
+class JobFailed(RuntimeError):
+    """A job of a scheduler ended without what it was submitted for; its log tells why."""

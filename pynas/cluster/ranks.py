@@ -1,0 +1,82 @@
+"""The ranks of a training: placed by mpi4py or torchrun, checked, and joined into a `World`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pynas.errors import PynasError
+from pynas.runtime.launch import Launch
+
+if TYPE_CHECKING:
+    from pynas.runtime.ranks import Placement
+    from pynas.train.world import World
+
+FAILURE = "failure.json"
+"""In the directory of a training: the rank that ended it, its host and the cause."""
+
+CONNECTING = timedelta(seconds=60)  # for the store of torch.distributed, once all ranks are known to be there
+
+
+@contextmanager
+def joined(launch: Launch, path: Path, *, heartbeat: float, device: str = "auto") -> Iterator[World]:
+    """The `World` of this rank; all ranks share the directory `path`, which rank 0 makes.
+
+    heartbeat: seconds without progress in any rank after which the supervisors end all; 0 for none. device: "auto",
+    "cpu" or "cuda", as in a recipe. Raises PynasError, alike on all ranks, for what is wrong with their start.
+    """
+    from pynas.ops.reduce import MPIReducer
+    from pynas.runtime.ranks import place
+    from pynas.runtime.startup import check
+    from pynas.runtime.supervisor import beat
+    from pynas.train.device import choose_device
+    from pynas.train.world import World
+
+    beat().allow(heartbeat)
+    placement = place(launch)
+    failed = placement.broadcast(_make(path) if placement.rank == 0 else None)
+    if failed:
+        raise PynasError(failed)
+    check(placement, [path])
+    if placement.rank == 0:
+        (path / FAILURE).unlink(missing_ok=True)  # of the run before
+    beat().failure_file(path / FAILURE)
+    kind = choose_device(device)
+    over_mpi = kind.type == "cpu" and placement.comm is not None
+    world = World.join(
+        rank=placement.rank,
+        size=placement.size,
+        local_rank=placement.local_rank,
+        nodes=placement.nodes,
+        store=_store(placement),
+        device=kind,
+        reducer=MPIReducer(placement.comm.Dup()) if over_mpi else None,
+        advance=beat().advance,
+    )
+    yield world
+    # On the good path alone: a rank that failed leaves at once, for the others may be stuck in a collective.
+    world.leave()
+    placement.close()
+
+
+def _make(path: Path) -> str:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"{path}: cannot be made a directory: {error.strerror}"
+    return ""
+
+
+def _store(placement: Placement):  # type: ignore[no-untyped-def]  # torch.distributed.TCPStore, imported late
+    """Where the ranks meet: rank 0 listens on a free port of the address at which all others reach it."""
+    from torch.distributed import TCPStore
+
+    address = placement.addresses[0]
+    if placement.rank == 0:
+        store = TCPStore(address, 0, placement.size, is_master=True, wait_for_workers=False, timeout=CONNECTING)
+        placement.broadcast(store.port)
+        return store
+    return TCPStore(address, placement.broadcast(None), placement.size, is_master=False, timeout=CONNECTING)

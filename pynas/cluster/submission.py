@@ -1,0 +1,182 @@
+"""A training that submits itself: one Slurm job whose ranks run the same command, found again and followed.
+
+RUN/slurm/job.json        {"job": "12", "nodes", "tasks_per_node"} of the last job
+RUN/slurm/12_0_log.out    what rank 0 printed, and beside it every rank's stdout (.out) and stderr (.err)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pynas.errors import PynasError
+from pynas.files import write_whole
+
+if TYPE_CHECKING:
+    from pynas.runtime.slurm_jobs import JobState
+
+SIGNAL_DELAY = 90
+"""Seconds before its limit at which a job is told to write a checkpoint."""
+
+FORGOTTEN = "not known to Slurm any more"
+
+LOOK_EVERY = 1.0  # seconds between two looks at a job that is followed
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A submitted training: its job and the folder of its logs."""
+
+    job: str
+    nodes: int
+    tasks_per_node: int
+    folder: Path
+
+    @property
+    def output(self) -> Path:
+        return self.folder / f"{self.job}_0_log.out"
+
+    @property
+    def errors(self) -> Path:
+        return self.folder / f"{self.job}_0_log.err"
+
+    def record(self) -> None:
+        values = {key: value for key, value in asdict(self).items() if key != "folder"}
+        write_whole(_record(self.folder), json.dumps(values) + "\n")
+
+    @classmethod
+    def recorded(cls, folder: Path) -> TrainingJob | None:
+        """The last job that was submitted for this training, running or not; None where there was none."""
+        try:
+            return cls(**json.loads(_record(folder).read_text(encoding="utf-8")), folder=folder)
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def _record(folder: Path) -> Path:
+    return folder / "job.json"
+
+
+def submit(
+    command: Sequence[str], run: Path, *, nodes: int, tasks_per_node: int, parameters: Mapping[str, Any]
+) -> TrainingJob:
+    """Submit ``pynas COMMAND`` as one job of nodes x tasks_per_node ranks.
+
+    `parameters` are those of submitit's AutoExecutor by name. Raises PynasError where Slurm or submitit refuse.
+    """
+    from pynas.runtime.submit import auto_executor, outside_job, refusal
+
+    folder = run / "slurm"
+    folder.mkdir(parents=True, exist_ok=True)
+    defaults: dict[str, Any] = {
+        "name": f"pynas-{run.name}",
+        "slurm_signal_delay_s": SIGNAL_DELAY,
+        "slurm_srun_args": ["--kill-on-bad-exit=1", *_mpi_option()],
+    }
+    shape = {"nodes": nodes, "tasks_per_node": tasks_per_node}
+    reserved = {name: f"--{name.replace('_', '-')} says it" for name in shape}
+    executor = auto_executor(folder, parameters, where="--slurm", reserved=reserved, **defaults, **shape)
+    try:
+        with outside_job():
+            job = executor.submit(run_command, list(command), os.getcwd())
+    except Exception as error:  # submitit raises its own and subprocess's errors, with sbatch's words inside
+        raise PynasError(f"sbatch refused the job: {refusal(error)}") from error
+    submitted = TrainingJob(str(job.job_id), nodes, tasks_per_node, folder)
+    submitted.record()
+    return submitted
+
+
+def resubmitted(arguments: Sequence[str]) -> list[str]:
+    """The command line for the ranks: as it was given here, less what says that it is to be submitted."""
+    with_value, alone = ("--nodes", "--tasks-per-node", "--slurm"), ("--detach",)
+    kept: list[str] = []
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        if argument in with_value:
+            position += 1
+        elif argument not in alone and not argument.startswith(tuple(f"{name}=" for name in with_value)):
+            kept.append(argument)
+        position += 1
+    return kept
+
+
+def run_command(command: list[str], folder: str) -> None:
+    """What each of the job's tasks runs: the command line, as if srun had started it there."""
+    # submitit would answer the signals of the time limit itself, by requeuing before there is a checkpoint.
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT):
+        signal.signal(number, signal.SIG_DFL)
+    os.chdir(folder)
+    sys.argv = ["pynas", *command]
+    runpy.run_module("pynas", run_name="__main__", alter_sys=True)  # as python -m pynas does
+
+
+def _mpi_option() -> list[str]:
+    """How srun has to start ranks for the MPI library that mpi4py was built with or found; nothing where unsure."""
+    look = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+    try:
+        library = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60).stdout
+        kinds = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    wanted = "pmix" if "Open MPI" in library else "pmi2" if "MPICH" in library or "Intel" in library else ""
+    return [f"--mpi={wanted}"] if wanted and wanted in (kinds.stdout + kinds.stderr).split() else []
+
+
+def state_of(job: str) -> JobState | None:
+    """What Slurm knows of the job; of one it has forgotten, that. None where it does not answer."""
+    from pynas.runtime.slurm_jobs import JobState, query
+
+    found = query([job])
+    return None if found is None else found.get(job, JobState(job, FORGOTTEN))
+
+
+def is_over(state: JobState) -> bool:
+    return state.ended or state.state == FORGOTTEN
+
+
+def follow(job: TrainingJob, say: Callable[[str], None]) -> str:
+    """Pass on what the job's rank 0 prints until the job has ended; returns Slurm's state, such as "COMPLETED".
+
+    A job that requeues itself is waited for. KeyboardInterrupt leaves the job running.
+    """
+    tail = _Tail(job.errors)
+    told, over = "", False
+    while not over:
+        found = state_of(job.job)
+        if found is not None and found.state != told:
+            told = found.state
+            say(f"job {job.job}: {told}" + (f" ({found.reason})" if found.reason not in ("", "None") else ""))
+        over = found is not None and is_over(found)
+        for line in tail.lines():
+            say(line)
+        if not over:
+            time.sleep(LOOK_EVERY)
+    return told
+
+
+class _Tail:
+    """The lines that are added to a file, which may not be there yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.position = path, 0
+
+    def lines(self) -> list[str]:
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.position)
+                text = file.read()
+        except OSError:
+            return []
+        whole = text[: text.rfind(b"\n") + 1]
+        self.position += len(whole)
+        return whole.decode(errors="replace").splitlines()

@@ -1,0 +1,142 @@
+"""`pynas train` wherever it runs: in this process, on the ranks of a launcher, or as a job that it submits itself."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pynas.cluster.submission import TrainingJob, follow, is_over, state_of, submit
+from pynas.data.config import DataConfig
+from pynas.errors import JobFailed, PynasError
+from pynas.nets.load import ModelSpec
+from pynas.runtime.launch import Launch
+from pynas.runtime.requeue import in_slurm_job, requeue
+from pynas.train.directory import RunDirectory, settings_of, settle
+from pynas.train.models import check_data
+from pynas.train.recipe import load_recipe
+from pynas.train.run import Listener, Silent
+from pynas.train.signals import Stopped
+from pynas.train.two_step import run_folders, train_models
+from pynas.train.world import World
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `pynas train` was asked for; the arguments of `train_models`."""
+
+    specs: Sequence[ModelSpec]
+    data: DataConfig
+    path: Path
+    recipe: str | None
+    settings: Mapping[str, Any]
+    seed: int
+    teacher: ModelSpec | None
+    two_step: bool
+
+    def here(self, listener: Listener) -> dict[str, dict[str, Any]]:
+        """Train in this process; results by the name of the run."""
+        return self._train(listener, None)
+
+    def on_ranks(self, launch: Launch, listener: Listener, *, heartbeat: float) -> dict[str, dict[str, Any]] | None:
+        """Train as one rank of those that a launcher started; the results on rank 0, None on the others."""
+        from pynas.cluster.ranks import joined
+
+        device = str(self.settings.get("device", "auto"))
+        with joined(launch, self.path, heartbeat=heartbeat, device=device) as world:
+            results = self._train(listener if world.first else Silent(), world)
+            return results if world.first else None
+
+    def as_job(
+        self,
+        command: Sequence[str],
+        say: Callable[[str], None],
+        *,
+        nodes: int,
+        tasks_per_node: int,
+        parameters: Mapping[str, Any],
+        wait: bool,
+    ) -> dict[str, dict[str, Any]] | None:
+        """Train as a job of Slurm, whose ranks run `command`; the results, or None where nobody waits for them.
+
+        A training that has a job already gets no second one: that job is followed. Raises JobFailed where it ends
+        without the results.
+        """
+        self.check(World(0, nodes * tasks_per_node, 0, nodes))
+        if not self.two_step and (results := self.results()) is not None:
+            return results
+        job = self._running()
+        if job is None:
+            job = submit(command, self.path, nodes=nodes, tasks_per_node=tasks_per_node, parameters=parameters)
+            say(f"job {job.job} submitted: {nodes} x {tasks_per_node} ranks; its log: {job.errors}")
+        else:
+            say(f"job {job.job} is at it already: {job.nodes} x {job.tasks_per_node} ranks; its log: {job.errors}")
+        if not wait:
+            return None
+        try:
+            ended = follow(job, say)
+        except KeyboardInterrupt:
+            say(f"job {job.job} goes on. The same command follows it again; scancel {job.job} ends it")
+            raise
+        if (results := self.results()) is None:
+            raise JobFailed(f"job {job.job} ended as {ended} without a result; see {job.errors}")
+        return results
+
+    def check(self, world: World) -> None:
+        """What would fail on the ranks fails here: data or batches that do not fit, a directory of another training.
+
+        The students of two steps are left to the job: what they learn from is not there yet.
+        """
+        for spec, folder in zip(self.specs, run_folders(self.specs, self.path).values(), strict=True):
+            recipe = load_recipe(self.recipe, of_network=spec.recipe, settings=self.settings)
+            check_data(spec, self.data, recipe)
+            world.batch_of_rank(recipe.batch_size)
+            if not self.two_step and (directory := RunDirectory(folder.absolute())).settings.exists():
+                settle(directory, settings_of(spec, recipe, self.data, self.seed, self.teacher, world))
+
+    def results(self) -> dict[str, dict[str, Any]] | None:
+        """The results of every run, once all are finished."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, folder in run_folders(self.specs, self.path, self.two_step).items():
+            directory = RunDirectory(folder)
+            result = directory.read_result()
+            if result is None or not directory.weights.is_file():
+                return None
+            found[name] = result | {"weights": str(directory.weights)}
+        return found
+
+    def _running(self) -> TrainingJob | None:
+        job = TrainingJob.recorded(self.path / "slurm")
+        if job is None:
+            return None
+        state = state_of(job.job)
+        if state is None:
+            raise PynasError(f"Slurm does not say whether job {job.job}, which trains in {self.path}, still runs")
+        return None if is_over(state) else job
+
+    def _train(self, listener: Listener, world: World | None) -> dict[str, dict[str, Any]]:
+        in_job = in_slurm_job()
+        try:
+            return train_models(
+                self.specs,
+                self.data,
+                self.path,
+                recipe=self.recipe,
+                settings=self.settings,
+                seed=self.seed,
+                teacher=self.teacher,
+                two_step=self.two_step,
+                listener=listener,
+                world=world,
+                stop_on_usr=in_job,
+            )
+        except Stopped as stopped:
+            if in_job and stopped.signal != signal.SIGINT and (world is None or world.first):
+                if not stopped.steps_made:
+                    raise PynasError(
+                        f"{stopped}; not requeued, for not one step was made since it last began: ask for more time"
+                    ) from None
+                listener.say(f"{stopped}; {requeue()}")
+            raise
