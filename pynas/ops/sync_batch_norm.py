@@ -243,6 +243,7 @@ def convert_sync_batchnorm(model: nn.Module, reducer: Reducer | None = None) -> 
     a batch-norm itself, what takes its place. reducer: None takes torch.distributed's default group where there is one.
 
     A subclass of them with a `forward` of its own cannot be replaced without losing that: it stays, with a warning.
+    Raises ValueError for a lazy batch-norm that knows no channels yet.
     """
     if reducer is None and dist.is_available() and dist.is_initialized():
         reducer = ProcessGroupReducer()
@@ -259,19 +260,16 @@ def convert_sync_batchnorm(model: nn.Module, reducer: Reducer | None = None) -> 
     return convert(model)
 
 
-_REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
-
-
 def _converted(module: nn.Module, reducer: Reducer | None) -> nn.Module:
-    if not isinstance(module, _REPLACED):
-        return module
-    if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward):
-        warnings.warn(
-            f"{type(module).__name__} has a forward of its own: its statistics stay those of each rank", stacklevel=3
-        )
+    if not isinstance(module, _BatchNorm):
         return module
     if any(nn.parameter.is_lazy(value) for value in (*module.parameters(), *module.buffers())):
         raise ValueError(f"{type(module).__name__}: run the network once, so that it knows its channels, then convert")
+    if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward):
+        warnings.warn(
+            f"{type(module).__name__} has a forward of its own: its statistics stay those of each rank", stacklevel=4
+        )
+        return module
     new = SyncBatchNorm(
         module.num_features,
         module.eps,
