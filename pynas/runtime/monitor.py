@@ -81,6 +81,8 @@ class Monitor:
             return self.code
         finally:
             self._end_rank()
+            for number in STOPS:  # while Python shuts down it puts defaults back, and a late one would be the exit code
+                signal.signal(number, signal.SIG_IGN)
 
     def _tick(self, now: float) -> None:
         if now - self.ticked > TELL + SILENCE / 2:  # suspended, with the whole job or this host
@@ -183,9 +185,12 @@ class Monitor:
         if outcome.kind == "mistake":
             if self.rank == 0:
                 self._say_mistake(0, outcome)
-            if self._pause(UNCONNECTED_MISTAKE - (self.rank == 0)) and self.rank:
-                self._say_mistake(self.rank, outcome)
-            end_others(self.launch, 2)
+            elif not outcome.cause:
+                return
+            if self._pause(UNCONNECTED_MISTAKE - (self.rank == 0)):
+                if self.rank:
+                    self._say_mistake(self.rank, outcome)
+                end_others(self.launch, 2)
         elif outcome.kind in ("raised", "died"):
             self._say_failure(self.rank, outcome)
             end_others(self.launch, 1)

@@ -46,4 +46,6 @@ def end_others(launch: Launch, code: int) -> None:
     job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
     if launch.launcher == "srun" and job and step:
         with suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(["scancel", f"{job}.{step}"], capture_output=True, timeout=5, stdin=subprocess.DEVNULL)
+            # By itself scancel kills a step, and with it the exit codes of supervisors that are leaving.
+            order = ["scancel", *(["--signal=TERM"] if code == 2 else []), f"{job}.{step}"]
+            subprocess.run(order, capture_output=True, timeout=5, stdin=subprocess.DEVNULL)

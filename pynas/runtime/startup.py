@@ -58,7 +58,7 @@ def check_size(launch: Launch, size: int, library: str) -> None:
     if launch.rank:
         raise SystemExit(2)
     alone = "each finds itself alone" if size == 1 else f"MPI finds {size}"
-    name = " ".join(library.replace("\0", "").split()[:4]).rstrip(",")
+    name = " ".join(library.replace("\0", "").splitlines()[0].split(",")[0].split())
     advice = f"this mpirun does not belong to this MPI library ({name}); use that of the library"
     if launch.launcher == "srun":
         plugin = os.environ.get("SLURM_MPI_TYPE")

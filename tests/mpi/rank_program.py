@@ -88,6 +88,16 @@ def early_mistake() -> int:
     raise PynasError("what every rank finds in the same file")
 
 
+def early(act: Callable[[], object]) -> int:
+    """One rank goes wrong before the ranks have met."""
+    beat().allow(0)
+    launch = detect(os.environ)
+    if launch is not None and launch.rank == BAD:
+        act()
+    meet()
+    return 0
+
+
 def one_mistake() -> int:
     def refuse() -> None:
         raise PynasError("there are no images here")
@@ -123,6 +133,9 @@ PROGRAMS: dict[str, Callable[[], int]] = {
     "hang": lambda: go_wrong(hang),
     "mistake": mistake,
     "early-mistake": early_mistake,
+    "early-raise": lambda: early(fail),
+    "early-exit": lambda: early(lambda: os._exit(3)),
+    "early-hang": lambda: early(lambda: (beat().allow(2), time.sleep(3600))),
     "one-mistake": one_mistake,
     "stop": stop,
 }
