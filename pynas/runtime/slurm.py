@@ -338,6 +338,7 @@ class SlurmExecutor:
                 array.forget()
         self._settle_doubts()
         self._finished.extend(arrays)
+        self._events = deque(event for event in self._events if event.key not in self._flight)
         for room in (self._arrays, self._flight, self._left):
             room.clear()
 
