@@ -120,3 +120,7 @@ def look_around(payload: dict, report: Any) -> dict:
         "interrupt_ignored": signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
         "torch": "torch" in sys.modules,
     }
+
+
+def tell_environment(payload: dict, report: Any) -> dict:
+    return dict(os.environ)
