@@ -7,12 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import driver
 import pytest
-from cluster import Cluster
 from test_executor import PATIENCE, events_of, job_of, make, reports
 
 from pynas.runtime import slurm_jobs
@@ -119,27 +117,26 @@ def test_a_controller_that_is_silent_for_a_while_loses_no_job(make, slurm, tmp_p
 def test_a_task_runs_again_whose_node_died_or_whose_job_was_requeued(make, slurm, tmp_path):
     """Slurm requeues the first two itself; the third may not be requeued, and is submitted anew."""
     until = tmp_path / "go"
-    where = {"slurm_nodelist": "n2"}
-    executor = make(8, parameters=where)
-    for name in ("requeued", "node"):
-        executor.submit(name, "slurm_tasks:mark", {"runs": str(tmp_path / name), "until": str(until)})
-    reports(executor, 2)
-    slurm.client("scontrol", "requeue", job_of(tmp_path, "requeued")["job"])
-    other = type(executor)(
-        tmp_path / "other" / "tasks", 2, {**where, "slurm_additional_parameters": {"no-requeue": True}}
+    executor, other = make(1, parameters={"slurm_nodelist": "n1"}), make(2, parameters={"slurm_nodelist": "n2"})
+    last = type(executor)(
+        tmp_path / "other" / "tasks",
+        parameters={"slurm_nodelist": "n2", "slurm_additional_parameters": {"no-requeue": True}},
     )
-    other.submit("lost", "slurm_tasks:mark", {"runs": str(tmp_path / "lost"), "until": str(until)})
-    reports(other, 1)
+    submitted = {"requeued": executor, "on the node": other, "lost": last}
+    for name, one in submitted.items():
+        runs = str(tmp_path / name)
+        one.submit(name.replace(" ", "-"), "slurm_tasks:mark", {"runs": runs, "until": str(until)})
+        reports(one, 1)
+    slurm.client("scontrol", "requeue", job_of(tmp_path, "requeued")["job"])
     slurm.kill_node("n2")
-    time.sleep(0.5)
+    slurm.client("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=dead")  # Slurm itself finds out in 30 s
     slurm.start_node("n2")
+    slurm.client("scontrol", "update", "NodeName=n2", "State=RESUME")
     until.touch()
-    with other:
-        assert events_of(other)["lost"][-1] == Done("lost", 0)
-        assert json.loads(TaskFolder(tmp_path / "other" / "tasks", "lost").job.read_text())["attempt"] == 2
-    events = events_of(executor)
-    for name in ("requeued", "node"):
-        assert events[name][-1] == Done(name, 0)
-        assert job_of(tmp_path, name)["attempt"] == 1
-    for name in ("requeued", "node", "lost"):
-        assert (tmp_path / name).read_text() in ("ran\nran\n", "ran\nran\nran\n")
+    for name, one in submitted.items():
+        events = events_of(one)
+        assert events[name.replace(" ", "-")][-1] == Done(name.replace(" ", "-"), 0)
+        assert (tmp_path / name).read_text() == "ran\nran\n"
+    assert job_of(tmp_path, "requeued")["attempt"] == job_of(tmp_path, "on-the-node")["attempt"] == 1
+    assert json.loads(TaskFolder(tmp_path / "other" / "tasks", "lost").job.read_text())["attempt"] == 2
+    last.close()
