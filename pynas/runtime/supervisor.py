@@ -12,8 +12,10 @@ import secrets
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pynas.errors import PynasError, SearchStopped
@@ -25,6 +27,7 @@ from pynas.runtime.outcome import STOPS, Outcome
 
 PR_SET_PDEATHSIG = 1
 LONGEST_TRACEBACK = 20_000  # characters, from the end
+LAST_WORDS = 0.5  # seconds for rank 0's supervisor to tell of a lost one
 ANSWER = 15.0  # seconds for the supervisor to connect to rank 0's
 
 
@@ -85,7 +88,31 @@ def supervise(main: Callable[[], int | None], launch: Launch) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise SystemExit(_run(main))
     theirs.close()
-    return Monitor(child, launch, page, Line(ours), listener, secret).run()
+    lifeline = _guard(child)
+    code = Monitor(child, launch, page, Line(ours), listener, secret).run()
+    os.write(lifeline, b".")
+    return code
+
+
+def _guard(child: int) -> int:
+    """Fork a process that ends what the rank has started if the supervisor is killed; returns its lifeline.
+
+    The rank itself ends with its supervisor, but its own processes would live on and hold the launcher's pipes.
+    """
+    ours, lifeline = os.pipe()
+    if os.fork():
+        os.close(ours)
+        return lifeline
+    try:
+        os.setsid()  # out of reach of launchers that kill a process group
+        os.close(lifeline)
+        if os.read(ours, 1) == b"":  # the supervisor went without a word
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            # Hydra kills all ranks once one has closed its pipes; this process holds them until rank 0 has named it.
+            time.sleep(LAST_WORDS)
+    finally:
+        os._exit(0)
 
 
 def _become_rank(supervisor: int, page: Page, line: Parent) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from pynas.runtime.ranks import Placement, place
 from pynas.runtime.startup import check
 from pynas.runtime.supervisor import beat, supervise
 
-BAD = 1  # the rank that goes wrong
+BAD = int(os.environ.get("PROGRAM_BAD", "1"))  # the rank that goes wrong
 
 
 def meet() -> Placement:
@@ -60,6 +61,7 @@ def checked() -> int:
 
 def go_wrong(act: Callable[[], object]) -> int:
     placement = meet()
+    subprocess.Popen(["sleep", "600"])  # what a rank has started ends with it
     for step in range(3):
         beat().advance(8 * step, f"step {step}: forward")
         placement.gather(step)
@@ -122,6 +124,16 @@ def stop() -> int:
     return 128 + (told[0] if told else signal.SIGTERM)
 
 
+def wait() -> int:
+    """Says that it works, and waits for ever."""
+    placement = meet()
+    say(f"working in process {os.getpid()} of {os.getppid()}")
+    placement.gather(0)
+    while True:
+        beat().mark("waiting")
+        time.sleep(0.1)
+
+
 PROGRAMS: dict[str, Callable[[], int]] = {
     "ranks": ranks,
     "check": checked,
@@ -138,6 +150,7 @@ PROGRAMS: dict[str, Callable[[], int]] = {
     "early-hang": lambda: early(lambda: (beat().allow(2), time.sleep(3600))),
     "one-mistake": one_mistake,
     "stop": stop,
+    "wait": wait,
 }
 
 
