@@ -6,6 +6,7 @@ and every method then is what one would have written without it.
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import socket
@@ -135,12 +136,16 @@ class World:
         """
         if self.size == 1:
             return network
+        # Buffers are not copied before each forward: SyncBatchNorm keeps them equal.
+        known = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
+        buffers: dict[str, Any] = {name: False}
         return DistributedDataParallel(
             network,
             device_ids=[self.device] if _on_cuda(self.device) else None,
-            broadcast_buffers=False,  # SyncBatchNorm keeps them equal
             gradient_as_bucket_view=True,
             find_unused_parameters=may_leave_unused,
+            **buffers,
         )
 
     def sum(self, values: Sequence[float]) -> list[float]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # DistributedDataParallel does so, for seconds: once here, not in every process
 import torch.distributed as dist
 
 from pynas.train.world import World
