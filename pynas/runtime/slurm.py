@@ -32,6 +32,7 @@ RESERVED = {
     "slurm_ntasks_per_node": ONE_TASK,
     "slurm_array_parallelism": "executor.workers tells how many candidates run at once",
     **dict.fromkeys(("slurm_job_name", "slurm_name"), "use name"),
+    **dict.fromkeys(("stderr_to_stdout", "slurm_stderr_to_stdout"), "what a job says last is read from its stderr"),
 }
 RESERVED_EXTRA = ("array", "hold", "job-name", "job_name", "J")
 BUSY = ("Unable to contact slurm controller", "Socket timed out", "temporarily", "Zero Bytes were transmitted")

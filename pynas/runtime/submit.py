@@ -72,8 +72,9 @@ def check_parameters(
             raise PynasError(f"{where}.{name}: cannot be set, {reserved[name]}")
         if name not in allowed:
             near = [f"slurm_{name}"] if f"slurm_{name}" in allowed else difflib.get_close_matches(name, allowed, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise PynasError(f"{where}.{name}: unknown parameter{hint} Allowed: {', '.join(sorted(allowed))}")
+            hint = f"; did you mean {near[0]}?" if near else "."
+            names = ", ".join(sorted(allowed.keys() - (reserved or {}).keys()))
+            raise PynasError(f"{where}.{name}: unknown parameter{hint} Allowed: {names}")
         if value is None:
             continue  # for submitit too, as good as not given
         try:
