@@ -81,6 +81,7 @@ class Monitor:
             return self.code
         finally:
             self._end_rank()
+            signal.set_wakeup_fd(-1)  # the socket goes with this call, and a late SIGCHLD may follow
             for number in STOPS:  # while Python shuts down it puts defaults back, and a late one would be the exit code
                 signal.signal(number, signal.SIG_IGN)
 
@@ -321,7 +322,8 @@ class Monitor:
         limits = [progress.limit for progress, _ in running.values()]
         limit = 0.0 if min(limits) <= 0 else max(limits)
         if not limit and any(end.kind == "stopped" for end in self.ends.values()):
-            limit = HEARTBEAT
+            limit = HEARTBEAT  # from now on, for ranks that need not have shown progress before
+            running = {rank: (progress, max(changed, self.trouble)) for rank, (progress, changed) in running.items()}
         if not limit or min(now - changed for _, changed in running.values()) <= limit:
             return
         least = min(progress.position for progress, _ in running.values())
