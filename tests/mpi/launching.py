@@ -61,22 +61,24 @@ class Launched:
         """Wait for the end; kills what has not ended by then."""
         try:
             out, err = self.process.communicate(timeout=PATIENCE)
-            left = list(self._processes())
+            left = list(self.ranks())
             until = time.monotonic() + 2  # what was killed may take a moment to be gone
             while left and time.monotonic() < until:
                 time.sleep(0.05)
-                left = list(self._processes())
+                left = list(self.ranks())
         finally:
-            for process in [*self._processes(), self.process.pid]:
+            for process in [*self.ranks(), self.process.pid]:
                 subprocess.run(["kill", "-9", str(process)], check=False, capture_output=True)
         path = self.folder / "failure.json"
         failure = json.loads(path.read_text()) if path.exists() else None
         return Ended(self.process.returncode, out, err, failure, left)
 
-    def _processes(self) -> Iterator[int]:
+    def ranks(self) -> Iterator[int]:
+        """The processes of all ranks on this machine, supervisors and what ranks have started among them."""
         for path in Path("/proc").glob("[0-9]*"):
             try:
-                if self.token.encode() in (path / "environ").read_bytes():
+                ours = path.name != str(self.process.pid) and self.token.encode() in (path / "environ").read_bytes()
+                if ours:
                     yield int(path.name)
             except OSError:
                 continue

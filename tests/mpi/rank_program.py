@@ -15,6 +15,7 @@ from pathlib import Path
 from pynas.errors import PynasError
 from pynas.runtime.launch import detect
 from pynas.runtime.ranks import Placement, place
+from pynas.runtime.requeue import requeue, restarts
 from pynas.runtime.startup import check
 from pynas.runtime.supervisor import beat, supervise
 
@@ -73,7 +74,7 @@ def go_wrong(act: Callable[[], object]) -> int:
 
 
 def fail() -> None:
-    raise ValueError("what rank 1 did not like")
+    raise ValueError(f"what rank {BAD} did not like")
 
 
 def hang() -> None:
@@ -134,6 +135,18 @@ def wait() -> int:
         time.sleep(0.1)
 
 
+def put_back() -> int:
+    """The first time puts its job back into the queue."""
+    placement = meet()
+    if placement.rank == 0:
+        say(f"started again {restarts()} times")
+        if not restarts():
+            say(requeue())
+    placement.gather(0)
+    placement.close()
+    return 0
+
+
 PROGRAMS: dict[str, Callable[[], int]] = {
     "ranks": ranks,
     "check": checked,
@@ -150,6 +163,7 @@ PROGRAMS: dict[str, Callable[[], int]] = {
     "early-hang": lambda: early(lambda: (beat().allow(2), time.sleep(3600))),
     "one-mistake": one_mistake,
     "stop": stop,
+    "requeue": put_back,
     "wait": wait,
 }
 
