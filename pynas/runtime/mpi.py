@@ -254,6 +254,7 @@ def pool(
         placement.refuse(f"executor mpi needs an MPI library with MPI_THREAD_MULTIPLE, which this one lacks: {library}")
     mpi_rank.set_share(_share_of_cores(placement))
     os.environ.setdefault("MPI4PY_FUTURES_BACKOFF", str(BACKOFF))
+    beat().mark("serving the driver" if placement.rank else "driving")
     beat().allow(0)  # candidates may take hours; a rank that dies is noticed all the same
     if placement.rank > 0:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends this rank's task
