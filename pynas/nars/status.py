@@ -152,6 +152,8 @@ def _settled(candidate: Candidate, jobs: dict[str, JobState], driver: str | None
             candidate = replace(candidate, state="waiting")
         elif job.ended and job.state != "COMPLETED":
             candidate = replace(candidate, state="failed", reason=f"job {job.id}: {job.state}")
+        else:
+            candidate = replace(candidate, state="running")
     elif candidate.job is None and driver is None:
         candidate = replace(candidate, state="waiting")
     return candidate if candidate.state == "running" else replace(candidate, news=None)
