@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pynas.errors import JobFailed, PynasError, SearchStopped
-from pynas.runtime.launch import detect
+from pynas.runtime.launch import Launch, detect
 
 app = typer.Typer(
     name="pynas",
@@ -116,7 +117,6 @@ def train(
     from pynas.cluster.submission import resubmitted
     from pynas.cluster.training import Training
     from pynas.data.config import DataConfig
-    from pynas.runtime.launch import detect
     from pynas.sections import checked, parse_settings
     from pynas.train.models import model_for_data
     from pynas.train.run import Stopped
@@ -403,7 +403,7 @@ def main() -> None:
     if sys.argv[1:2] in (["train"], ["search"]) and (launch := detect(os.environ)) is not None:
         from pynas.runtime.supervisor import supervise
 
-        sys.exit(supervise(_as_rank, launch))
+        sys.exit(supervise(partial(_as_rank, launch), launch))
     try:
         app()
     except PynasError as error:
@@ -417,8 +417,13 @@ def main() -> None:
         sys.exit(1)
 
 
-def _as_rank() -> int:
+def _as_rank(launch: Launch) -> int:
     """The command line in one of several ranks, of which only one tells of what the user can mend."""
+    from pynas.runtime.ranks import place
+
+    # Before anything else is imported: MPICH sends buffers that it has not filled, and with what large imports leave
+    # in the heap they do not compress to what Slurm's pmi2 can take.
+    place(launch)
     try:
         code = app(standalone_mode=False)
     except typer.Abort:

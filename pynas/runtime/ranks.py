@@ -6,6 +6,7 @@ Under srun and mpirun values go by MPI, under torchrun through the store of its 
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import socket
@@ -80,8 +81,11 @@ class Placement:
         self._exchange.close()
 
 
+@functools.cache
 def place(launch: Launch) -> Placement:
-    """Find the other ranks and connect the supervisors. Call it early: until then a failure ends only its own rank.
+    """Find the other ranks and connect the supervisors; a second call returns the same.
+
+    Call it early: until then a failure ends only its own rank.
 
     Raises:
         PynasError: MPI is missing, ranks find themselves alone, or rank 0 cannot be reached. One rank raises it, the
