@@ -5,6 +5,8 @@ from __future__ import annotations
 import hmac
 import json
 import socket
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -65,7 +67,11 @@ class Line:
         except OSError:
             return None
         line, self._buffer = self._buffer.split(b"\n", 1)
-        return json.loads(line)
+        try:
+            message = json.loads(line)
+        except ValueError:
+            return None
+        return message if isinstance(message, dict) else None
 
     def close(self) -> None:
         self.socket.close()
@@ -88,17 +94,30 @@ def call(address: str, port: int, secret: str, seconds: float, **hello: Any) -> 
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     line = Line(connection)
     line.send(hello=secret, **hello)
-    answer = line.wait_for(seconds)
-    if answer is not None and hmac.compare_digest(str(answer.get("welcome")), secret[::-1]):
+    reply = line.wait_for(seconds)
+    if reply is not None and _same(reply.get("welcome"), secret[::-1]):
         return line
     line.close()
     return None
 
 
 def answer(line: Line, message: dict[str, Any], secret: str) -> bool:
-    """Answer a caller's first message; False, and the line closed, where the caller does not know the secret."""
-    if hmac.compare_digest(str(message.get("hello")), secret):
+    """Answer a caller's first message; False where the caller does not know the secret."""
+    knows = _same(message.get("hello"), secret)
+    if knows:
         line.send(welcome=secret[::-1])
-        return True
-    line.close()
-    return False
+    return knows
+
+
+def _same(said: Any, secret: str) -> bool:
+    return isinstance(said, str) and hmac.compare_digest(said.encode(), secret.encode())
+
+
+def wait_for_ends(lines: Sequence[Line], seconds: float) -> None:
+    """Read until the other ends have said their last, at most so long: closing with words unread would reset them."""
+    until = time.monotonic() + seconds
+    for line in lines:
+        with suppress(OSError):
+            line.socket.settimeout(max(0.01, until - time.monotonic()))
+            while line.socket.recv(1 << 16):
+                pass

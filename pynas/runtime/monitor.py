@@ -6,7 +6,6 @@ when all is over and with which exit code, so that no launcher sees one rank lea
 
 from __future__ import annotations
 
-import os
 import selectors
 import signal
 import socket
@@ -16,9 +15,10 @@ from contextlib import suppress
 from typing import Any
 
 from pynas.runtime.beat import HEARTBEAT, Page, Progress
+from pynas.runtime.child import Child
 from pynas.runtime.launch import Launch
-from pynas.runtime.lines import Line, answer, call
-from pynas.runtime.outcome import STOPS, Outcome, of_status, root_cause
+from pynas.runtime.lines import Line, answer, call, wait_for_ends
+from pynas.runtime.outcome import STOPS, Outcome, find_hang, of_status, root_cause
 from pynas.runtime.report import end_others, say, write_failure
 
 TICK = 0.25  # seconds between two looks at everything
@@ -31,24 +31,22 @@ SETTLE = {"died": 0.0, "raised": 0.3, "mistake": 0.3}
 OTHERS_MISTAKE = 1.0  # seconds in which rank 0 may make the same mistake
 UNCONNECTED_MISTAKE = 4.0  # the same where ranks cannot be asked
 ABRUPT = 5.0  # seconds the others have after a rank was stopped without a checkpoint
-DUMP = 0.7  # seconds to write the stacks of all threads
 LEAVE = 3.0  # seconds for the other supervisors to end
-DUMP_SIGNAL = signal.SIGQUIT
 
 
 class Monitor:
     """The loop of one supervisor. `run` returns the exit code; by then the rank and what it started are gone."""
 
     def __init__(self, child: int, launch: Launch, page: Page, rank: Line, listener: socket.socket, secret: str):
-        self.launch, self.child, self.page, self.talk = launch, child, page, rank
+        self.launch, self.child, self.page, self.talk = launch, Child(child), page, rank
         self.secret, self.listener = secret, listener
         self.rank, self.hosts = launch.rank, {launch.rank: socket.gethostname()}
         self.size = launch.size
         self.code: int | None = None
-        self.alive = True
         self.connected = self.speaks = False
         self.judge: Line | None = None  # to rank 0's supervisor
         self.lines: dict[int, Line] = {}  # of rank 0's supervisor to the others
+        self.strangers: dict[Line, float] = {}  # callers that have not said who they are, and since when
         self.handed_on: set[int] = set()
         self.ends: dict[int, Outcome] = {}  # in the order in which they became known
         now = time.monotonic()
@@ -80,7 +78,7 @@ class Monitor:
                     self._tick(time.monotonic())
             return self.code
         finally:
-            self._end_rank()
+            self.child.end()
             signal.set_wakeup_fd(-1)  # the socket goes with this call, and a late SIGCHLD may follow
             for number in STOPS:  # while Python shuts down it puts defaults back, and a late one would be the exit code
                 signal.signal(number, signal.SIG_IGN)
@@ -92,6 +90,9 @@ class Monitor:
             self.progress = {rank: (progress, now) for rank, (progress, _) in self.progress.items()}
         self.ticked = now
         self._note(self.rank, self.page.progress(), now)
+        for line in [line for line, came in self.strangers.items() if now - came > STRANGER]:
+            del self.strangers[line]
+            self._drop(line)
         if self.judge is not None:
             if now - self.told >= TELL:
                 self.told = now
@@ -120,8 +121,7 @@ class Monitor:
 
     def _hand_on(self, number: int, frame: Any) -> None:
         self.handed_on.add(number)
-        if self.alive:
-            os.kill(self.child, number)
+        self.child.signal(number)
 
     def _note(self, rank: int, progress: Progress, now: float) -> None:
         before = self.progress.get(rank)
@@ -146,33 +146,17 @@ class Monitor:
             self._drop(self.talk)
 
     def _look_at_rank(self) -> None:
-        if not self.alive or os.waitid(os.P_PID, self.child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if not self.child.has_ended():
             return
         self._hear_rank()  # what it said last
-        if not self.alive:
+        if not self.child.alive:
             return
-        status = self._bury()
+        status = self.child.bury()
         if self.rank not in self.ends:
             what = self.page.progress().what
             self._ended(of_status(status, self.handed_on, "" if what == "starting" else what))
 
-    def _bury(self) -> int:
-        """Kill what is left of the rank's process group and reap the rank; returns its exit code."""
-        with suppress(ProcessLookupError):  # not reaped yet: the number still means this group
-            os.killpg(self.child, signal.SIGKILL)
-        self.alive = False
-        return os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
-
-    def _end_rank(self, dump: bool = False) -> None:
-        if self.alive:
-            if dump:
-                os.kill(self.child, DUMP_SIGNAL)
-                time.sleep(DUMP)
-            self._bury()
-
     def _ended(self, outcome: Outcome) -> None:
-        if outcome.kind != "done" and self.rank in self.ends:
-            return
         self._end_of(self.rank, outcome)
         if self.judge is not None:
             self.judge.send(end=outcome.plain())
@@ -181,7 +165,7 @@ class Monitor:
 
     def _end_alone(self, outcome: Outcome) -> None:
         """End without having found the other supervisors, which the launcher has to end."""
-        self._end_rank()
+        self.child.end()
         self.code = outcome.code
         if outcome.kind == "mistake":
             if self.rank == 0:
@@ -229,17 +213,17 @@ class Monitor:
         self.heard = time.monotonic()
         for message in messages:
             if "over" in message:
-                self._end_rank(message["dump"])
+                self.child.end(message["dump"])
                 with suppress(OSError):
                     self.judge.socket.shutdown(socket.SHUT_WR)  # this rank has ended
-                self._wait_for_ends([self.judge])  # and so have all others
+                wait_for_ends([self.judge], LEAVE)  # and so have all others
                 self.code = message["over"]
                 return
         if not is_open:
             self._lost_judge()
 
     def _lost_judge(self) -> None:
-        self._end_rank()
+        self.child.end()
         self.code = self._stop or 1
         if not self._stop:
             outcome = Outcome("died", 1, LOST)
@@ -254,19 +238,21 @@ class Monitor:
             return
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         line = Line(connection)
-        came = time.monotonic()
+        self.strangers[line] = time.monotonic()
+        self._watch(line, lambda: self._greet(line))
 
-        def first_words() -> None:
-            messages, is_open = line.receive()
-            if messages and answer(line, messages[0], self.secret) and "rank" in messages[0]:
-                rank = int(messages[0]["rank"])
-                self.selector.unregister(line)
-                self.lines[rank], self.heard_of[rank] = line, time.monotonic()
-                self._watch(line, lambda: self._hear(rank))
-            elif messages or not is_open or time.monotonic() - came > STRANGER:
-                self._drop(line)
-
-        self._watch(line, first_words)
+    def _greet(self, line: Line) -> None:
+        messages, is_open = line.receive()
+        if is_open and not messages:
+            return
+        del self.strangers[line]
+        if messages and answer(line, messages[0], self.secret) and "rank" in messages[0]:
+            rank = int(messages[0]["rank"])
+            self.selector.unregister(line)
+            self.lines[rank], self.heard_of[rank] = line, time.monotonic()
+            self._watch(line, lambda: self._hear(rank))
+        else:
+            self._drop(line)
 
     def _hear(self, rank: int) -> None:
         now = time.monotonic()
@@ -319,48 +305,29 @@ class Monitor:
         running = {rank: seen for rank, seen in sorted(self.progress.items()) if rank not in self.ends}
         if not running:
             return
-        limits = [progress.limit for progress, _ in running.values()]
-        limit = 0.0 if min(limits) <= 0 else max(limits)
-        if not limit and any(end.kind == "stopped" for end in self.ends.values()):
-            limit = HEARTBEAT  # from now on, for ranks that need not have shown progress before
-            running = {rank: (progress, max(changed, self.trouble)) for rank, (progress, changed) in running.items()}
-        if not limit or min(now - changed for _, changed in running.values()) <= limit:
+        stopping = any(end.kind == "stopped" for end in self.ends.values())
+        found = find_hang(running, now, HEARTBEAT if stopping else 0.0)
+        if found is None:
             return
-        least = min(progress.position for progress, _ in running.values())
-        behind = [rank for rank, (progress, _) in running.items() if progress.position == least]
-        cause = f"no progress for {limit:g} s, at {running[behind[0]][0].what}"
+        rank, cause = found
         if not self.connected:
             cause += "; the other ranks may never have started"
-        ahead = sorted({progress.what for rank, (progress, _) in running.items() if rank not in behind})
-        if ahead:
-            cause += f"; the others wait at {', '.join(ahead[:3])}"
-        elif len(behind) > 1:
-            cause += f"; so have ranks {', '.join(map(str, behind[1:]))}"
-        self._say_failure(behind[0], Outcome("died", 1, cause))
+        self._say_failure(rank, Outcome("died", 1, cause))
         if self.connected:
             self._end_all(1, dump=True)
         else:
-            self._end_rank(dump=True)
+            self.child.end(dump=True)
             end_others(self.launch, 1)
             self.code = 1
 
     def _end_all(self, code: int, dump: bool = False) -> None:
         for line in self.lines.values():
             line.send(over=code, dump=dump)
-        self._end_rank(dump)
-        self._wait_for_ends(list(self.lines.values()))
+        self.child.end(dump)
+        wait_for_ends(list(self.lines.values()), LEAVE)
         if code and self.launch.launcher == "mpirun":
             end_others(self.launch, code)  # for the exit code: hydra makes 9 of ranks that leave without a finalize
         self.code = code
-
-    def _wait_for_ends(self, lines: list[Line]) -> None:
-        """Wait until the other ends have said their last."""
-        until = time.monotonic() + LEAVE
-        for line in lines:
-            with suppress(OSError):
-                line.socket.settimeout(max(0.01, until - time.monotonic()))
-                while line.socket.recv(1 << 16):
-                    pass
 
     def _say_mistake(self, rank: int, outcome: Outcome) -> None:
         where = f"rank {rank} on {self.hosts[rank]}: " if rank else ""

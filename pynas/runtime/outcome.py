@@ -6,6 +6,8 @@ import signal
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pynas.runtime.beat import Progress
+
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # what a supervisor hands on to its rank
 
 
@@ -60,3 +62,26 @@ def root_cause(ends: dict[int, Outcome]) -> int | None:
                     return 0  # ranks that all make the same mistake speak through the first
                 return rank
     return None
+
+
+def find_hang(running: dict[int, tuple[Progress, float]], now: float, limit: float) -> tuple[int, str] | None:
+    """The rank that holds up the others and a line about it, where none has shown progress for too long.
+
+    Args:
+        running: each rank's progress, and the time at which it last changed.
+        limit: seconds, where a rank has set none.
+    """
+    limits = [progress.limit for progress, _ in running.values()]
+    limit = max(limits) if min(limits) > 0 else limit
+    if not limit or min(now - changed for _, changed in running.values()) <= limit:
+        return None
+    least = min(progress.position for progress, _ in running.values())
+    behind = [rank for rank, (progress, _) in running.items() if progress.position == least]
+    cause = f"no progress for {limit:g} s, at {running[behind[0]][0].what}"
+    ahead = sorted({progress.what for rank, (progress, _) in running.items() if rank not in behind})
+    if ahead:
+        cause += f"; the others wait at {', '.join(ahead[:3])}"
+    elif len(behind) > 1:
+        others = [f"rank {rank} at {running[rank][0].what}" for rank in behind[1:4]]
+        cause += f"; nor in {', '.join(others)}" + (f" and {len(behind) - 4} more" if len(behind) > 4 else "")
+    return behind[0], cause

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 from pynas.errors import PynasError, SearchStopped
 from pynas.runtime.beat import Beat, Page, SharedBeat
+from pynas.runtime.child import DUMP_SIGNAL
 from pynas.runtime.launch import Launch
 from pynas.runtime.lines import Line, listen
-from pynas.runtime.monitor import DUMP_SIGNAL, Monitor
+from pynas.runtime.monitor import Monitor
 from pynas.runtime.outcome import STOPS, Outcome
 
 PR_SET_PDEATHSIG = 1

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from launching import MPIEXEC, PROGRAM, Launched, mpi, torchrun
 
-from pynas.runtime.beat import HEARTBEAT, Page, SharedBeat
+from pynas.runtime.beat import HEARTBEAT, Page, Progress, SharedBeat
 from pynas.runtime.launch import Launch, detect
+from pynas.runtime.lines import Line, answer, call, listen
+from pynas.runtime.outcome import Outcome, find_hang, of_status, root_cause
 from pynas.runtime.requeue import in_slurm_job, requeue
 from pynas.runtime.supervisor import beat, parent
 
@@ -168,3 +172,75 @@ def test_a_task_that_finds_itself_alone_says_so(tmp_path: Path, rank: int) -> No
     if rank == 0:
         assert "srun started 4 tasks, but each finds itself alone: srun's --mpi does not fit" in ended.told[0]
         assert "try --mpi=pmi2 or --mpi=pmix" in ended.told[0]
+
+
+def test_only_callers_that_know_the_secret_are_answered() -> None:
+    server, secret = listen(), "s" * 32
+    port = server.getsockname()[1]
+
+    def serve() -> None:
+        for _ in range(3):
+            connection, _ = server.accept()
+            line = Line(connection)
+            message = line.wait_for(10)
+            if message is not None:
+                answer(line, message, secret)
+            line.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert call("127.0.0.1", port, "another", 10) is None
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.sendall(b'{"hello": ["\xc3\xa9"]}\n')
+        assert stranger.recv(100) == b""
+    line = call("localhost", port, secret, 10)
+    assert line is not None
+    line.close()
+    thread.join()
+    server.close()
+    assert call("127.0.0.1", port, secret, 1) is None
+
+
+def seen(position: int, what: str, limit: float = 60) -> Progress:
+    return Progress(1, position, limit, what)
+
+
+def test_of_ranks_that_hang_the_one_behind_is_named() -> None:
+    ahead, behind = seen(101, "step 12: all-reduce"), seen(100, "step 12: forward")
+    assert find_hang({0: (ahead, 0.0), 1: (behind, 0.0)}, 59.0, 0) is None
+    assert find_hang({0: (ahead, 30.0), 1: (behind, 0.0)}, 61.0, 0) is None  # somebody makes progress
+    text = "no progress for 60 s, at step 12: forward; the others wait at step 12: all-reduce"
+    assert find_hang({0: (ahead, 0.0), 1: (behind, 0.0)}, 61.0, 0) == (1, text)
+    text = "no progress for 60 s, at step 12: all-reduce; nor in rank 2 at step 12: all-reduce"
+    assert find_hang({0: (ahead, 0.0), 2: (ahead, 0.0)}, 61.0, 0) == (0, text)
+    patient = seen(0, "search", 0)
+    assert find_hang({0: (patient, 0.0)}, 1e9, 0) is None
+    assert find_hang({0: (patient, 0.0)}, 61.0, 60) == (0, "no progress for 60 s, at search")
+
+
+def test_a_death_outranks_the_errors_it_causes() -> None:
+    raised, died = Outcome("raised", 1, "RuntimeError: connection closed"), of_status(-9, set(), "")
+    mistake = Outcome("mistake", 2, "no such file")
+    assert root_cause({}) is None
+    assert root_cause({0: Outcome("done", 0), 1: Outcome("stopped", 143)}) is None
+    assert root_cause({3: raised, 1: raised, 2: died}) == 2
+    assert root_cause({3: raised, 1: mistake, 0: mistake}) == 3
+    assert root_cause({1: mistake, 3: raised}) == 1
+    assert root_cause({1: mistake, 0: mistake}) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (0, Outcome("done", 0)),
+        (2, Outcome("mistake", 2)),
+        (3, Outcome("died", 1, "exited with status 3 while training")),
+        (137, Outcome("died", 1, "exited with status 137 while training")),
+        (143, Outcome("stopped", 143)),
+        (-11, Outcome("died", 1, "killed by signal 11 (SIGSEGV) while training")),
+        (-15, Outcome("stopped", 143, abrupt=True)),  # the supervisor has handed it on
+        (-2, Outcome("died", 1, "killed by signal 2 (SIGINT) while training")),
+    ],
+)
+def test_exit_codes_tell_how_a_rank_ended(status: int, outcome: Outcome) -> None:
+    assert of_status(status, {15}, "training") == outcome
