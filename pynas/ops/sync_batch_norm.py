@@ -28,8 +28,9 @@ class SyncBatchNorm(_BatchNorm):
 
     Gradients of weight and bias are this rank's share, as those of any other parameter: sum or average them.
 
-    Raises ValueError for a single value a channel in all, as torch does; on a GPU that cannot be known without waiting,
-    and the output then is the bias.
+    Raises ValueError for a single value a channel in all, as torch does, and leaves the running statistics where there
+    is no image on any rank. On a GPU neither can be known without waiting: a single value gives the bias, and no value
+    counts as zeros.
     """
 
     def __init__(
@@ -66,16 +67,19 @@ class SyncBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """The running statistics of one more batch. mean, biased variance: float64 (C,); count: float64 ()."""
+        """The running statistics of one more batch. mean, biased variance: (C,); count: float64 ()."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
+        if count.device.type == "cpu" and not count:
+            return  # no image on any rank
         self.num_batches_tracked.add_(1)
-        share = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.double()
-        share = share * count.clamp(max=1.0)  # a batch without any image leaves them as they are
+        share: Any = self.momentum
+        if share is None:  # the mean of all batches so far
+            share = (1.0 / self.num_batches_tracked.double()).to(self.running_mean.dtype)
         unbiased = variance * (count / (count - 1.0).clamp(min=1.0))
-        for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-            running.lerp_(new.to(running.dtype), share.to(running.dtype))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
 
 
 class _Shared:
@@ -106,25 +110,24 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         channels = x.shape[1]
         n = x.numel() // channels
-        packed = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
+        packed = torch.empty(2 * channels + 1, dtype=torch.float64, device=x.device)
+        moments, count = packed[:-1].view(2, channels), packed[-1]
+        count.fill_(n)
         if n:
             x = _dense(x)
-            local_mean, local_variance = (value.double() for value in local_statistics(x))
-            torch.mul(local_mean, n, out=packed[:channels])
-            torch.addcmul(local_variance, local_mean, local_mean, out=packed[channels:-1])
-            packed[channels:-1] *= n
-            packed[-1] = n
+            moments.copy_(torch.stack(local_statistics(x)))
+            moments[1].addcmul_(moments[0], moments[0])
+            moments.mul_(n)
+        else:
+            moments.zero_()
         reducer.all_reduce(packed)
-        count = packed[-1]
         if x.device.type == "cpu" and count == 1.0:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
-        moments = packed[:-1].view(2, channels) / count.clamp(min=1.0)
-        mean = moments[0]
-        variance = torch.addcmul(moments[1], mean, mean, value=-1.0).clamp_(min=0.0)
+        moments.div_(count.clamp(min=1.0))
+        moments[1].addcmul_(moments[0], moments[0], value=-1.0).clamp_(min=0.0)
+        mean, variance = moments.to(_computed_in(x.dtype))
         invstd = torch.rsqrt(variance + eps)
-        scale = invstd if weight is None else invstd * weight
-        shift = -mean * scale if bias is None else torch.addcmul(bias.double(), mean, scale, value=-1.0)
-        output = affine(x, scale, shift) if n else torch.empty_like(x)
+        output = normalise(x, mean, invstd, weight, bias) if n else torch.empty_like(x)
         ctx.save_for_backward(x, weight, mean, invstd, count)
         ctx.reducer, ctx.bias_dtype = reducer, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(mean, variance, count)
@@ -138,75 +141,87 @@ class _Normalise(torch.autograd.Function):
         dx = weight invstd (dy - sum(dy) / M - xhat sum(dy xhat) / M),  dweight = sum(dy xhat),  dbias = sum(dy)
         """
         x, weight, mean, invstd, count = ctx.saved_tensors
-        channels = x.shape[1]
         if x.numel():
             gradient = _like(gradient, x)
-            sums = local_gradient_sums(gradient, x, mean, invstd)
+            total, along = local_gradient_sums(gradient, x, mean, invstd)
         else:
-            sums = torch.zeros(2, channels, dtype=_computed_in(x.dtype), device=x.device)
-        weight_gradient = sums[1].to(weight.dtype, copy=True) if ctx.needs_input_grad[1] else None
-        bias_gradient = sums[0].to(ctx.bias_dtype, copy=True) if ctx.needs_input_grad[2] else None
+            total, along = torch.zeros_like(mean), torch.zeros_like(mean)
+        weight_gradient = along.to(weight.dtype) if ctx.needs_input_grad[1] else None
+        bias_gradient = total.to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
         if not ctx.needs_input_grad[0]:
             return None, weight_gradient, bias_gradient, None, None
+        sums = torch.stack([total, along])
         ctx.reducer.all_reduce(sums)
-        if not x.numel():
-            return torch.empty_like(x), weight_gradient, bias_gradient, None, None
-        mean_gradient, along = sums.double() / count
-        scale = invstd if weight is None else invstd * weight
-        slope = -scale * invstd * along
-        offset = -scale * mean_gradient - slope * mean
-        return input_gradient(gradient, x, scale, slope, offset), weight_gradient, bias_gradient, None, None
+        x_gradient = (
+            input_gradient(gradient, x, weight, mean, invstd, sums, count) if x.numel() else torch.empty_like(x)
+        )
+        return x_gradient, weight_gradient, bias_gradient, None, None
 
 
-# The four passes over the images. Kernels of our own take their place here.
+# The four passes over the images. Kernels of our own take their place here. Statistics are fp32, or float64 for double.
 
 
 def local_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel of float (N, C, ...), N > 0: (C,) each, fp32 or, of double, float64.
+    """Mean and biased variance of each channel of float (N, C, ...), N > 0: (C,) each.
 
     The kernel of torch's own batch-norm, which takes 0.5 ms where `torch.var_mean` takes 11 (8 x 64 x 56 x 56 fp32,
-    channels_last, one core). Running statistics are given so that those of bf16 come out in fp32.
+    channels_last, one core).
     """
-    kept = torch.zeros(2, x.shape[1], dtype=_computed_in(x.dtype), device=x.device)
-    mean, variance = torch.batch_norm_update_stats(x, kept[0], kept[1], 0.0)
+    if x.dtype == _computed_in(x.dtype):
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+    else:  # with running statistics in fp32 those of a batch in bf16 come out in fp32
+        kept = torch.zeros(2, x.shape[1], device=x.device)
+        mean, variance = torch.batch_norm_update_stats(x, kept[0], kept[1], 0.0)
     return mean, variance
 
 
-def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x scale + shift, a channel at a time. x: (N, C, ...); scale, shift: (C,). Returns a tensor like x.
-
-    In one pass: on CPUs `addcmul` takes 0.4 ms and batch-norm's kernel 0.6 for channels_last (as above), 1.2 and 0.7
-    for contiguous tensors. Of fp16 and bf16 only batch-norm's kernel returns their own dtype.
-    """
-    dtype = _computed_in(x.dtype)
-    scale, shift = scale.to(dtype), shift.to(dtype)
-    if x.device.type == "cpu" and x.dtype == dtype and _channels_last(x):
-        return torch.addcmul(_by_channel(shift, x), x, _by_channel(scale, x))
-    one = torch.ones_like(scale)
-    return nn.functional.batch_norm(x, torch.zeros_like(scale), one, scale, shift, eps=0.0)
+def normalise(x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """(x - mean) invstd weight + bias, a channel at a time; a tensor like x."""
+    if x.device.type == "cuda":
+        return torch.batch_norm_elemt(x, weight, bias, mean, invstd, 0.0)
+    scale = invstd if weight is None else invstd * weight
+    shift = -mean * scale if bias is None else torch.addcmul(bias.to(mean.dtype), mean, scale, value=-1.0)
+    return affine(x, scale, shift)
 
 
-def local_gradient_sums(gradient: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
-    """sum(dy) and sum(dy (x - mean) invstd) of each channel, (2, C). gradient: like x, and laid out like it."""
-    dtype = _computed_in(x.dtype)
-    mean, invstd = mean.to(dtype), invstd.to(dtype)
+def local_gradient_sums(gradient: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
+    """sum(dy) and sum(dy (x - mean) invstd) of each channel, (C,) each. gradient: like x, and laid out like it."""
     if x.device.type == "cuda":
         sums = torch.batch_norm_backward_reduce(gradient, x, mean, invstd, None, True, False, False)
-        return torch.stack([sums[0], sums[1] * invstd])
+        return sums[0], sums[1] * invstd
     found = torch.ops.aten.native_batch_norm_backward(
         gradient, x, invstd, None, None, mean, invstd, True, 0.0, [False, True, True]
     )
-    return torch.stack([found[2], found[1]])
+    return found[2], found[1]
 
 
-def input_gradient(gradient: Tensor, x: Tensor, scale: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
-    """dy scale + x slope + offset, a channel at a time; a tensor like x. Computed in fp32 for fp16 and bf16."""
-    dtype = _computed_in(x.dtype)
-    if x.dtype == dtype:
-        found = affine(x, slope, offset)
-    else:
-        found = torch.addcmul(_by_channel(offset.to(dtype), x), x, _by_channel(slope.to(dtype), x))
-    return found.addcmul_(gradient, _by_channel(scale.to(dtype), x)).to(x.dtype)
+def input_gradient(
+    gradient: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, sums: Tensor, count: Tensor
+) -> Tensor:
+    """dx of `_Normalise.backward`, a tensor like x. sums: `local_gradient_sums` of all ranks, (2, C); count: M, ()."""
+    if x.device.type == "cuda":
+        values = count.to(torch.int32).view(1)
+        return torch.batch_norm_backward_elemt(gradient, x, mean, invstd, weight, sums[0], sums[1] / invstd, values)
+    mean_gradient, along = sums / count
+    scale = invstd if weight is None else invstd * weight
+    slope = scale * invstd * along
+    offset = torch.addcmul(slope * mean, scale, mean_gradient, value=-1.0)
+    if x.dtype == mean.dtype:
+        found = affine(x, -slope, offset)
+    else:  # the sum of three terms is rounded once
+        found = torch.addcmul(_by_channel(offset, x), x, _by_channel(slope, x), value=-1.0)
+    return found.addcmul_(gradient, _by_channel(scale, x)).to(x.dtype)
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x scale + shift on a CPU, a channel at a time. x: (N, C, ...); scale, shift: (C,). Returns a tensor like x.
+
+    In one pass: `addcmul` takes 0.4 ms and batch-norm's kernel 0.6 for channels_last (as above), 1.2 and 0.7 for
+    contiguous tensors. Of fp16 and bf16 only batch-norm's kernel returns their own dtype.
+    """
+    if x.dtype == scale.dtype and _channels_last(x):
+        return torch.addcmul(_by_channel(shift, x), x, _by_channel(scale, x))
+    return nn.functional.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, eps=0.0)
 
 
 def _computed_in(dtype: torch.dtype) -> torch.dtype:
