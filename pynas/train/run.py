@@ -98,6 +98,8 @@ def train_model(
         identity = settle(directory, settings_of(spec, recipe, data, seed, teacher, world))
         return identity, directory.read_result() if directory.weights.is_file() else None
 
+    world.begin()
+    world.advance(-3, "looking into the directory")
     with ExitStack() as stack:
         identity, result = world.by_first(begin)
         if result is not None:
@@ -130,7 +132,9 @@ class _Run:
     def run(self) -> dict[str, Any]:
         with ExitStack() as stack:
             stack.enter_context(self.signals)  # heeded from the first step on; until then there is nothing to keep
+            self.world.advance(-2, "opening the data and making the network")
             self.trainer = self._trainer(stack)
+            self.world.advance(-1, "looking for a checkpoint")
             found = self._restore()
             self.begun_at = self.trainer.step
             self.world.by_first(lambda: self._open_log(stack, found))

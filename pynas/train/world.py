@@ -29,6 +29,9 @@ Value = TypeVar("Value")
 ORDERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGUSR1)
 """The signals that ranks tell each other; of several that came the first counts."""
 
+POSITIONS = 1 << 52
+"""More than a training has positions."""
+
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others, which may still be listing their images, before gloo and NCCL give up."""
 
@@ -57,7 +60,8 @@ class World:
             raise PynasError(f"rank {rank} of {size} on {nodes} nodes: allowed: as many ranks on every node")
         self.rank, self.size, self.local_rank, self.nodes = rank, size, local_rank, nodes
         self.device, self.cores = device, cores
-        self.advance: Callable[[int, str], None] = advance or (lambda position, what: None)
+        self._advance = advance
+        self._before = 0  # what the positions of the trainings before came to at most
         self._reducer = reducer
 
     @classmethod
@@ -99,6 +103,15 @@ class World:
         return cls(
             rank, size, local_rank, nodes, device=device, reducer=reducer, advance=advance, cores=_share_of_cores()
         )
+
+    def advance(self, position: int, what: str) -> None:
+        """This rank has got as far as `position` in the present training, and goes on with `what`."""
+        if self._advance is not None:
+            self._advance(self._before + position, what)
+
+    def begin(self) -> None:
+        """Another training begins, whose positions come after those of the ones before."""
+        self._before += POSITIONS
 
     def leave(self) -> None:
         """Part from the others when all is done. A rank that failed ends without it: the others may not answer."""
