@@ -15,8 +15,7 @@ from pynas.errors import PynasError
 from pynas.runtime import slurm_jobs
 from pynas.runtime.executor import Done, Event, Failed, Progress, Started
 from pynas.runtime.slurm_arrays import Array, Job, reason
-from pynas.runtime.slurm_task import run
-from pynas.runtime.submit import auto_executor, check_parameters, outside_job, refusal
+from pynas.runtime.slurm_submit import Submitter
 from pynas.runtime.task import TaskFolder, digest
 
 ASK = 1.0  # seconds between two questions to Slurm, or ten times as long as it took to answer
@@ -25,17 +24,6 @@ GRACE = 3.0  # seconds for the outcome of a job that has ended to become visible
 GONE = 60.0  # seconds that cancelled jobs get to end; Slurm itself kills them after KillWait, usually 30
 UNKNOWN = 3  # answers in a row without a job, after which Slurm has forgotten it
 AGAIN = 5.0  # seconds until a submission is tried again that Slurm had no time for
-
-ONE_TASK = "a candidate is one task on one node"
-RESERVED = {
-    **dict.fromkeys(("nodes", "tasks_per_node", "slurm_nodes", "slurm_tasks_per_node"), ONE_TASK),
-    "slurm_ntasks_per_node": ONE_TASK,
-    "slurm_array_parallelism": "executor.workers tells how many candidates run at once",
-    **dict.fromkeys(("slurm_job_name", "slurm_name"), "use name"),
-    **dict.fromkeys(("stderr_to_stdout", "slurm_stderr_to_stdout"), "what a job says last is read from its stderr"),
-}
-RESERVED_EXTRA = ("array", "hold", "job-name", "job_name", "J")
-BUSY = ("Unable to contact slurm controller", "Socket timed out", "temporarily", "Zero Bytes were transmitted")
 
 
 class SlurmExecutor:
@@ -68,13 +56,10 @@ class SlurmExecutor:
             if value is not None and value < least:
                 raise PynasError(f"{name}: {value} is too few, at least {least} is needed")
         self.slots = workers
-        self._threads, self._retries = threads, retries
-        self._parameters = dict(parameters or {})
-        check_parameters(self._parameters, reserved=RESERVED)
-        self._prefix = self._parameters.get("name") or "pynas"
+        self._retries = retries
         self._tasks = Path(folder).absolute()
         self._home = self._tasks.parent / "slurm"
-        self._submitter("pynas", 1)  # a mistake in the parameters shows here
+        self._submitter = Submitter(self._home, self._tasks, parameters or {}, threads)
         self._tasks.mkdir(parents=True, exist_ok=True)
         (self._home / "arrays").mkdir(parents=True, exist_ok=True)
         self._waiting: deque[Job] = deque()
@@ -82,7 +67,7 @@ class SlurmExecutor:
         self._left: dict[str, Job] = {}  # by key: jobs of an earlier driver that nobody has asked for yet
         self._arrays: dict[str, Array] = {}  # by token
         self._doubtful: list[Array] = []  # which Slurm may or may not have, and which is to be cancelled
-        self._finished: list[Array] = []  # whose files can go
+        self._finished: list[Array] = []  # whose tasks have outcomes, and whose last jobs may still be ending
         self._events: deque[Event] = deque()
         self._closed = False
         self._ask_at = self._submit_at = 0.0  # by time.monotonic
@@ -147,7 +132,8 @@ class SlurmExecutor:
             while self._flight:
                 self._look()
                 time.sleep(PAUSES[0])
-        self._clean()
+        slurm_jobs.wait_until_gone((job.id for array in self._finished for job in array.jobs.values()), GONE)
+        self._clean(set())
 
     def __enter__(self) -> SlurmExecutor:
         return self
@@ -179,7 +165,6 @@ class SlurmExecutor:
     def _look(self) -> None:
         """Turn what has happened into events, submit what waits."""
         if self._arrays and time.monotonic() >= self._ask_at:
-            self._clean()
             self._ask()
         over = []
         for array in [*self._arrays.values()]:
@@ -195,8 +180,9 @@ class SlurmExecutor:
     def _ask(self) -> None:
         """Ask Slurm for the states of all jobs, and for more room for an array where others have ended."""
         jobs = [array.jobs[key] for array in self._arrays.values() for key in array.left]
+        ending = [job.id for array in self._finished for job in array.jobs.values()]
         began = time.monotonic()
-        found = slurm_jobs.states(job.id for job in jobs)
+        found = slurm_jobs.states([*(job.id for job in jobs), *ending])
         now = time.monotonic()
         self._ask_at = now + max(ASK, 10 * (now - began))
         if found is None:
@@ -207,6 +193,7 @@ class SlurmExecutor:
                 job.state = found.get(job.id)
                 ended = job.state is None or job.state.ended
                 job.over_since = (job.over_since or now) if ended else None
+        self._clean({job for job in ending if job in found and not found[job].ended})
         for array in self._arrays.values():
             if array.stage == "held":
                 self._release(array)
@@ -277,7 +264,7 @@ class SlurmExecutor:
         while self._waiting and (room := self._room()) > 0:
             count = min(len(self._waiting), slurm_jobs.largest_array())
             jobs = [self._waiting.popleft() for _ in range(count)]
-            if not self._send(Array.of(self._home / "arrays", jobs, min(count, room), self._prefix)):
+            if not self._send(Array.of(self._home / "arrays", jobs, min(count, room), self._submitter.prefix)):
                 self._waiting.extendleft(reversed(jobs))
                 self._submit_at = time.monotonic() + AGAIN
                 return
@@ -288,22 +275,16 @@ class SlurmExecutor:
             job.forget_runs()
         array.write()
         self._doubtful.append(array)  # until its id is known, whatever comes in between
-        count = len(array.jobs)
-        functions = [job.function for job in array.jobs.values()]
         try:
-            with outside_job():
-                jobs = self._submitter(array.name, array.limit).map_array(
-                    run, [str(self._tasks)] * count, [*array.jobs], functions, [array.token] * count
-                )
-        except RuntimeError as error:  # submitit's, with what sbatch has said
-            said = refusal(error)
-            if any(word in said for word in BUSY):
-                return False
+            number = self._submitter.submit(array)
+        except PynasError:
             self._doubtful.remove(array)
             array.forget()
             self._waiting.extendleft(reversed(array.jobs.values()))
-            raise PynasError(f"executor.slurm: sbatch refused the jobs: {said}") from error
-        array.number(slurm_jobs.parent(jobs[0].job_id))
+            raise
+        if number is None:
+            return False
+        array.number(number)
         array.stage = "held"
         array.write()
         self._arrays[array.token] = array
@@ -343,24 +324,10 @@ class SlurmExecutor:
         for room in (self._arrays, self._flight, self._left):
             room.clear()
 
-    def _clean(self) -> None:
+    def _clean(self, running: set[str]) -> None:
+        """Remove what submitit keeps of arrays of which no job runs."""
+        kept = [array for array in self._finished if any(job.id in running for job in array.jobs.values())]
         for array in self._finished:
-            array.clean()
-        self._finished.clear()
-
-    def _submitter(self, name: str, limit: int) -> Any:
-        """submitit's executor for an array of this name."""
-        threads = self._threads or "${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}"
-        extra = self._parameters.get("slurm_additional_parameters") or {}
-        for option in RESERVED_EXTRA:
-            if option in extra:
-                raise PynasError(f"executor.slurm.slurm_additional_parameters.{option}: cannot be set, pynas sets it")
-        return auto_executor(
-            self._home,
-            {key: value for key, value in self._parameters.items() if key != "name"},
-            name=name,
-            slurm_array_parallelism=limit,
-            slurm_additional_parameters={"hold": True},
-            slurm_use_srun=False,  # a job is one process; a step for it would cost time and a second log
-            slurm_setup=[f"export {library}_NUM_THREADS={threads}" for library in ("OMP", "MKL", "OPENBLAS")],
-        )
+            if array not in kept:
+                array.clean()
+        self._finished = kept

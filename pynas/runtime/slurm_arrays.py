@@ -67,7 +67,7 @@ class Job:
             path.unlink(missing_ok=True)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Array:
     """An array of jobs, `limit` of which may run at once, under a name that no other has.
 

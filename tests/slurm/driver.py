@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pynas.runtime import slurm
+from pynas.runtime import slurm, slurm_submit
 from pynas.runtime.executor import Progress
 from pynas.runtime.slurm_arrays import Array
 
@@ -26,7 +26,7 @@ def arm(instant: str) -> None:
     """Replace what comes just after the instant by the end of the process."""
     match instant:
         case "written down":
-            slurm.outside_job = die  # type: ignore[assignment]
+            slurm_submit.outside_job = die  # type: ignore[assignment]
         case "submitted":
             Array.number = die  # type: ignore[assignment,method-assign]
         case "held":
