@@ -35,7 +35,7 @@ class Slow(torch.nn.Module):
         self.fc = torch.nn.Linear(8, classes)
     def forward(self, x):
         if self.training:
-            time.sleep(0.1)
+            time.sleep(0.15)
         return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
 def make(classes, input_channels):
     return Slow(classes, input_channels)
@@ -125,7 +125,7 @@ def test_the_batch_script_trains_as_it_stands(slurm: Cluster, tmp_path: Path) ->
 def start_slow(folder: Path, *more: str, epochs: int = 3) -> subprocess.Popen[str]:
     (folder / "slow.py").write_text(SLOW)
     recipe = settings(f"epochs={epochs}", "batch_size=32", "augment=none")
-    arguments = ["--model", "slow:make", "--dir", "run", *DIGITS, *recipe, *RANKS, *more]
+    arguments = ["--model", "slow:make", "--dir", "run", *DIGITS, *recipe, "--nodes", "2", *more]
     return subprocess.Popen(
         pynas(folder, *arguments),
         cwd=folder,
@@ -146,30 +146,22 @@ def started(folder: Path) -> None:
     wait_for(lambda: rows(folder / "run", "epoch"), lambda: logs(folder))
 
 
-def test_a_signal_ahead_of_the_limit_checkpoints_and_requeues(slurm: Cluster, tmp_path: Path) -> None:
-    """What Slurm sends with --signal, sent by hand; and whoever follows sees the job through to its end."""
-    process = start_slow(tmp_path)
+def test_a_real_time_limit_checkpoints_and_requeues(slurm: Cluster, tmp_path: Path) -> None:
+    """Slurm's own signal ahead of a limit of one minute; whoever follows sees the job through to its end."""
+    process = start_slow(tmp_path, "--slurm", "timeout_min=1", "--slurm", "slurm_signal_delay_s=50", epochs=10)
     job = job_of(tmp_path)
     started(tmp_path)
-    again = start_slow(tmp_path, "--detach")  # the same command while the job runs: no second job
-    slurm.client("scancel", "--signal=USR2", job)
+    again = start_slow(tmp_path, "--detach", epochs=10)  # the same command while the job runs: no second job
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err + logs(tmp_path)
     assert re.search(r"stopped by SIGUSR2; .*step_\d+\.pt.*requeued", err), err
-    (resumed,) = rows(tmp_path / "run", "resumed")
-    assert int(str(resumed["step"])) > 8  # in the second epoch, not at its end
+    resumed = rows(tmp_path / "run", "resumed")
+    assert resumed
+    assert int(str(resumed[0]["step"])) > 8
+    assert len(rows(tmp_path / "run", "epoch")) >= 10
     assert again.wait(PATIENCE) == 0
     assert f"job {job} is at it already" in (again.stderr.read() if again.stderr else "")
     assert job_of(tmp_path) == job
-
-
-def test_a_real_time_limit(slurm: Cluster, tmp_path: Path) -> None:
-    process = start_slow(tmp_path, "--slurm", "timeout_min=1", "--slurm", "slurm_signal_delay_s=50", epochs=12)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err + logs(tmp_path)
-    assert "requeued" in err
-    assert len(rows(tmp_path / "run", "resumed")) >= 1
-    assert len(rows(tmp_path / "run", "epoch")) >= 12
 
 
 def test_scancel_ends_a_training_for_good_and_the_command_goes_on(slurm: Cluster, tmp_path: Path) -> None:
@@ -195,11 +187,13 @@ def test_a_killed_rank_ends_the_job_with_its_name(slurm: Cluster, tmp_path: Path
     victim = ranks_on(slurm, "n2")[-1]
     killed = time.monotonic()
     os.kill(victim, signal.SIGKILL)
+    failed = tmp_path / "run" / "failure.json"
+    wait_for(failed.exists, lambda: logs(tmp_path))
+    assert time.monotonic() - killed < 10
     wait_for(lambda: not slurm.jobs().strip(), lambda: logs(tmp_path))
-    assert time.monotonic() - killed < 15  # the issue's ten seconds, and those of Slurm's own cleaning up
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    failure = json.loads(failed.read_text())
     assert failure["host"] == "n2"
     assert "signal 9" in failure["cause"]
     assert f"rank {failure['rank']} on n2: killed by signal 9" in logs(tmp_path) + err
