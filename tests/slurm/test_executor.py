@@ -187,3 +187,18 @@ def test_closing_drops_what_waits_and_cancelling_ends_what_runs(make, slurm, tmp
     assert not slurm.jobs().strip()
     assert list(executor.outcomes()) == []
     assert list((tmp_path / "slurm" / "arrays").iterdir()) == []
+
+
+def test_an_array_gets_the_room_that_others_leave(make, tmp_path):
+    executor = make(3)
+    for name in "ab":
+        payload = {"runs": str(tmp_path / "runs"), "until": str(tmp_path / "go")}
+        executor.submit(name, "slurm_tasks:mark", payload)
+    reports(executor, 2)
+    (tmp_path / "meeting").mkdir()
+    for index in range(3):  # which meet only if all run at once
+        executor.submit(str(index), "contract_tasks:meet", {"folder": str(tmp_path / "meeting"), "expected": 3})
+    assert [type(event) for event in executor.outcomes(3) if isinstance(event, Started)] == [Started]
+    (tmp_path / "go").touch()
+    events = events_of(executor)
+    assert [events[str(index)][-1] for index in range(3)] == [Done(str(index), 3) for index in range(3)]
