@@ -20,6 +20,7 @@ from pynas.runtime.task import TaskFolder, digest
 
 ASK = 1.0  # seconds between two questions to Slurm, or ten times as long as it took to answer
 PAUSES = (0.02, 0.5)  # seconds between two looks at the files: after news, and after a long time without
+SLOWEST = 2.0  # seconds between two looks where a look takes long
 GRACE = 3.0  # seconds for the outcome of a job that has ended to become visible on a network file system
 GONE = 60.0  # seconds that cancelled jobs get to end; Slurm itself kills them after KillWait, usually 30
 UNKNOWN = 3  # answers in a row without a job, after which Slurm has forgotten it
@@ -116,7 +117,7 @@ class SlurmExecutor:
                 if rest <= 0:
                     return
                 # A file system on which a look takes long is not looked at all the time.
-                time.sleep(min(max(pause, 5 * (now - began)), rest))
+                time.sleep(min(max(pause, 5 * (now - began)), SLOWEST, rest))
                 pause = min(1.3 * pause, PAUSES[1])
 
     def close(self, *, cancel: bool = False) -> None:
