@@ -79,7 +79,7 @@ def test_a_worker_that_cannot_start_fails_its_task(tmp_path, monkeypatch):
         monkeypatch.undo()
 
         # One that starts and breaks: a module of the project that cannot be imported.
-        monkeypatch.setattr(local, "_environment", lambda threads: {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"})
+        monkeypatch.setenv("PYTHONHOME", "/nowhere")
         executor.submit("b", "os:getpid", {})
         failed = outcome(executor)
         assert isinstance(failed, Failed)
