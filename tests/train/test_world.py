@@ -189,9 +189,13 @@ def trained(path: Path, recipe: TrainingRecipe, world: World | None = None, data
     return train_model(SPEC, recipe, data, path, world=world)
 
 
+LEARNING = SMOOTH.model_copy(update={"lr": 0.1, "lr_decay": 0.5})
+
+
 def test_a_training_on_ranks_is_that_of_one_process(tmp_path: Path) -> None:
-    alone = trained(tmp_path / "alone", SMOOTH)
-    results = together(tmp_path / "ranks", 2, lambda world: trained(tmp_path / "run", SMOOTH, world))
+    alone = trained(tmp_path / "alone", LEARNING)
+    results = together(tmp_path / "ranks", 2, lambda world: trained(tmp_path / "run", LEARNING, world))
+    assert max(alone["curve"]) > 0.2
     assert results[0] == results[1]
     assert results[0] == RunDirectory(tmp_path / "run").read_result()
     assert results[0]["curve"] == pytest.approx(alone["curve"], abs=0.012)  # two of 180 images
@@ -200,7 +204,7 @@ def test_a_training_on_ranks_is_that_of_one_process(tmp_path: Path) -> None:
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=5e-3, atol=5e-4)
-    again = together(tmp_path / "again", 2, lambda world: trained(tmp_path / "run", SMOOTH, world))
+    again = together(tmp_path / "again", 2, lambda world: trained(tmp_path / "run", LEARNING, world))
     assert again == results  # finished: nothing is trained again
 
 
