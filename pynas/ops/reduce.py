@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
 SPINS = 200  # looks at a sum before the first pause: some 100 us, a sum's usual time
 PAUSE = 50e-6  # seconds
 
