@@ -104,8 +104,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--as-rank"]:
-        from pynas.runtime.launch import detect
-        from pynas.runtime.supervisor import supervise
+        from pynas.ranks.launch import detect
+        from pynas.ranks.supervisor import supervise
 
         launch = detect(os.environ)
         assert launch is not None

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pynas.errors import JobFailed, PynasError, SearchStopped
-from pynas.runtime.launch import Launch, detect
+from pynas.ranks.launch import Launch, detect
 
 app = typer.Typer(
     name="pynas",
@@ -401,7 +401,7 @@ def data(
 def main() -> None:
     """Run the command line; exits with 2 and one line for what the user can mend, with 1 where a search stopped."""
     if sys.argv[1:2] in (["train"], ["search"]) and (launch := detect(os.environ)) is not None:
-        from pynas.runtime.supervisor import supervise
+        from pynas.ranks.supervisor import supervise
 
         sys.exit(supervise(partial(_as_rank, launch), launch))
     try:
@@ -419,7 +419,7 @@ def main() -> None:
 
 def _as_rank(launch: Launch) -> int:
     """The command line in one of several ranks, of which only one tells of what the user can mend."""
-    from pynas.runtime.ranks import place
+    from pynas.ranks.placement import place
 
     # Before anything else is imported: MPICH sends buffers that it has not filled, and with what large imports leave
     # in the heap they do not compress to what Slurm's pmi2 can take.

@@ -12,8 +12,8 @@ from pynas.cluster.submission import TrainingJob, follow, is_over, state_of, sub
 from pynas.data.config import DataConfig
 from pynas.errors import JobFailed, PynasError
 from pynas.nets.load import ModelSpec
-from pynas.runtime.launch import Launch
-from pynas.runtime.requeue import in_slurm_job, requeue
+from pynas.ranks.launch import Launch
+from pynas.ranks.requeue import in_slurm_job, requeue
 from pynas.train.directory import RunDirectory, settings_of, settle
 from pynas.train.models import check_data
 from pynas.train.recipe import load_recipe
@@ -42,7 +42,7 @@ class Training:
 
     def on_ranks(self, launch: Launch, listener: Listener, *, heartbeat: float) -> dict[str, dict[str, Any]] | None:
         """Train as one rank of those that a launcher started; the results on rank 0, None on the others."""
-        from pynas.cluster.ranks import joined
+        from pynas.cluster.join import joined
 
         device = str(self.settings.get("device", "auto"))
         with joined(launch, self.path, heartbeat=heartbeat, device=device) as world:

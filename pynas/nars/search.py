@@ -28,8 +28,8 @@ from pynas.nars.results import plain, write_results
 from pynas.nars.winners import answer, inherited, write_winner
 from pynas.predict.predictor import Predictor
 from pynas.randomness import derive_seed, generator
+from pynas.ranks.launch import detect
 from pynas.runtime.executor import Executor
-from pynas.runtime.launch import detect
 from pynas.runtime.open import open_executor
 from pynas.space.budget import Budget
 from pynas.space.space import Space

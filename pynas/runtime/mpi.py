@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 from pynas.cores import available_cores
 from pynas.errors import PynasError
+from pynas.ranks.launch import detect
+from pynas.ranks.placement import Placement, place
+from pynas.ranks.startup import check
+from pynas.ranks.supervisor import beat
 from pynas.runtime import mpi_rank
 from pynas.runtime.executor import Done, Event, Failed, Progress, Started
-from pynas.runtime.launch import detect
 from pynas.runtime.progress import Tail
-from pynas.runtime.ranks import Placement, place
-from pynas.runtime.startup import check
-from pynas.runtime.supervisor import beat
 from pynas.runtime.task import TaskFolder, describe
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import os
 import sys
 from dataclasses import astuple
 
-from pynas.runtime.launch import detect
+from pynas.ranks.launch import detect
+from pynas.ranks.supervisor import supervise
 from pynas.runtime.mpi import MPIExecutor, pool
-from pynas.runtime.supervisor import supervise
 
 
 def main() -> int:

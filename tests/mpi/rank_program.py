@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pynas.errors import PynasError
-from pynas.runtime.launch import detect
-from pynas.runtime.ranks import Placement, place
-from pynas.runtime.requeue import requeue, restarts
-from pynas.runtime.startup import check
-from pynas.runtime.supervisor import beat, supervise
+from pynas.ranks.launch import detect
+from pynas.ranks.placement import Placement, place
+from pynas.ranks.requeue import requeue, restarts
+from pynas.ranks.startup import check
+from pynas.ranks.supervisor import beat, supervise
 
 BAD = int(os.environ.get("PROGRAM_BAD", "1"))  # the rank that goes wrong
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pynas.runtime.launch import detect
+from pynas.ranks.launch import detect
 from pynas.runtime.mpi_rank import without_rank
 
 HERE = Path(__file__).parent

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from launching import MPIEXEC, PROGRAM, Launched, mpi, torchrun
 
-from pynas.runtime.beat import HEARTBEAT, Page, Progress, SharedBeat
-from pynas.runtime.launch import Launch, detect
-from pynas.runtime.lines import Line, answer, call, listen
-from pynas.runtime.outcome import Outcome, find_hang, of_status, root_cause
-from pynas.runtime.requeue import in_slurm_job, requeue
-from pynas.runtime.supervisor import beat, parent
+from pynas.ranks.beat import HEARTBEAT, Page, Progress, SharedBeat
+from pynas.ranks.launch import Launch, detect
+from pynas.ranks.lines import Line, answer, call, listen
+from pynas.ranks.outcome import Outcome, find_hang, of_status, root_cause
+from pynas.ranks.requeue import in_slurm_job, requeue
+from pynas.ranks.supervisor import beat, parent
 
 needs_mpi = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec here: pip install mpich")
 
@@ -50,7 +50,7 @@ def test_the_launcher_is_told_from_the_environment(environment: dict[str, str], 
 
 
 def test_telling_the_launcher_imports_nothing_heavy() -> None:
-    code = "import sys, pynas.runtime.supervisor, pynas.runtime.ranks, pynas.runtime.startup; print(*sys.modules)"
+    code = "import sys, pynas.ranks.supervisor, pynas.ranks.placement, pynas.ranks.startup; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert not {"torch", "mpi4py", "numpy"} & set(done.stdout.split())
 

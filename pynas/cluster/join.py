@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pynas.errors import PynasError
-from pynas.runtime.launch import Launch
+from pynas.ranks.launch import Launch
 
 if TYPE_CHECKING:
-    from pynas.runtime.ranks import Placement
+    from pynas.ranks.placement import Placement
     from pynas.train.world import World
 
 FAILURE = "failure.json"
@@ -29,9 +29,9 @@ def joined(launch: Launch, path: Path, *, heartbeat: float, device: str = "auto"
     "cpu" or "cuda", as in a recipe. Raises PynasError, alike on all ranks, for what is wrong with their start.
     """
     from pynas.ops.reduce import MPIReducer
-    from pynas.runtime.ranks import place
-    from pynas.runtime.startup import check
-    from pynas.runtime.supervisor import beat
+    from pynas.ranks.placement import place
+    from pynas.ranks.startup import check
+    from pynas.ranks.supervisor import beat
     from pynas.train.device import choose_device
     from pynas.train.world import World
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from pynas.runtime.beat import HEARTBEAT, Page, Progress
-from pynas.runtime.child import Child
-from pynas.runtime.launch import Launch
-from pynas.runtime.lines import Line, answer, call, wait_for_ends
-from pynas.runtime.outcome import STOPS, Outcome, find_hang, of_status, root_cause
-from pynas.runtime.report import end_others, say, write_failure
+from pynas.ranks.beat import HEARTBEAT, Page, Progress
+from pynas.ranks.child import Child
+from pynas.ranks.launch import Launch
+from pynas.ranks.lines import Line, answer, call, wait_for_ends
+from pynas.ranks.outcome import STOPS, Outcome, find_hang, of_status, root_cause
+from pynas.ranks.report import end_others, say, write_failure
 
 TICK = 0.25  # seconds between two looks at everything
 TELL = 1.0  # seconds between two messages of a supervisor

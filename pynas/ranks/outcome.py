@@ -6,7 +6,7 @@ import signal
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pynas.runtime.beat import Progress
+from pynas.ranks.beat import Progress
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # what a supervisor hands on to its rank
 

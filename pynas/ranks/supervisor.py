@@ -19,12 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pynas.errors import PynasError, SearchStopped
-from pynas.runtime.beat import Beat, Page, SharedBeat
-from pynas.runtime.child import DUMP_SIGNAL
-from pynas.runtime.launch import Launch
-from pynas.runtime.lines import Line, listen
-from pynas.runtime.monitor import Monitor
-from pynas.runtime.outcome import STOPS, Outcome
+from pynas.ranks.beat import Beat, Page, SharedBeat
+from pynas.ranks.child import DUMP_SIGNAL
+from pynas.ranks.launch import Launch
+from pynas.ranks.lines import Line, listen
+from pynas.ranks.monitor import Monitor
+from pynas.ranks.outcome import STOPS, Outcome
 
 PR_SET_PDEATHSIG = 1
 LONGEST_TRACEBACK = 20_000  # characters, from the end

@@ -9,7 +9,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from pynas.runtime.launch import Launch
+from pynas.ranks.launch import Launch
 
 
 def say(text: str) -> None:

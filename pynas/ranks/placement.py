@@ -17,10 +17,10 @@ from datetime import timedelta
 from typing import Any, NoReturn, Protocol
 
 from pynas.errors import PynasError
-from pynas.runtime.launch import Launch
-from pynas.runtime.lines import call
-from pynas.runtime.startup import check_size
-from pynas.runtime.supervisor import beat, parent
+from pynas.ranks.launch import Launch
+from pynas.ranks.lines import call
+from pynas.ranks.startup import check_size
+from pynas.ranks.supervisor import beat, parent
 
 PROBE = 3.0  # seconds to reach rank 0 at one of its addresses
 STORE = timedelta(minutes=10)  # for a value of another rank; a hang is noticed sooner, by the supervisors

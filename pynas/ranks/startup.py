@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pynas.errors import PynasError
-from pynas.runtime.launch import Launch
+from pynas.ranks.launch import Launch
 
 if TYPE_CHECKING:
-    from pynas.runtime.ranks import Placement
+    from pynas.ranks.placement import Placement
 
 CACHES = 5.0  # seconds for a network file system to show a new file on another host
 PACKAGES = ("numpy", "torch", "mpi4py", "pynas-nars")
