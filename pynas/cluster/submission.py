@@ -29,6 +29,7 @@ SIGNAL_DELAY = 90
 
 FORGOTTEN = "not known to Slurm any more"
 
+SILENCE = 120.0  # seconds without an answer from Slurm after which whoever follows a job is told
 LOOK_EVERY = 1.0  # seconds between two looks at a job that is followed
 
 
@@ -150,9 +151,14 @@ def follow(job: TrainingJob, say: Callable[[str], None]) -> str:
     A job that requeues itself is waited for. KeyboardInterrupt leaves the job running.
     """
     tail = _Tail(job.errors)
-    told, over = "", False
+    told, over, answered = "", False, time.monotonic()
     while not over:
         found = state_of(job.job)
+        if found is not None:
+            answered = time.monotonic()
+        elif time.monotonic() - answered > SILENCE:
+            say(f"job {job.job}: Slurm has not answered for {SILENCE / 60:.0f} minutes; still asking")
+            answered = time.monotonic()
         if found is not None and found.state != told:
             told = found.state
             say(f"job {job.job}: {told}" + (f" ({found.reason})" if found.reason not in ("", "None") else ""))

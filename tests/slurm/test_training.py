@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -122,11 +122,23 @@ def test_the_batch_script_trains_as_it_stands(slurm: Cluster, tmp_path: Path) ->
     assert log.read_text().count("epoch 1/1:") == 1  # rank 0 alone speaks
 
 
+@pytest.fixture(autouse=True)
+def _no_follower_is_left() -> Iterator[None]:
+    yield
+    for process in followers:
+        process.kill()
+        process.wait()
+    followers.clear()
+
+
+followers: list[subprocess.Popen[str]] = []
+
+
 def start_slow(folder: Path, *more: str, epochs: int = 3) -> subprocess.Popen[str]:
     (folder / "slow.py").write_text(SLOW)
     recipe = settings(f"epochs={epochs}", "batch_size=32", "augment=none")
     arguments = ["--model", "slow:make", "--dir", "run", *DIGITS, *recipe, "--nodes", "2", *more]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         pynas(folder, *arguments),
         cwd=folder,
         env=environment(),
@@ -134,6 +146,9 @@ def start_slow(folder: Path, *more: str, epochs: int = 3) -> subprocess.Popen[st
         stdout=subprocess.PIPE,
         text=True,
     )
+
+    followers.append(process)
+    return process
 
 
 def job_of(folder: Path) -> str:
