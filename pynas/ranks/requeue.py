@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 
@@ -54,12 +55,29 @@ def _job_id() -> str:
 
 
 def _state() -> tuple[str | None, str]:
-    """The job's state in full letters, or None and what Slurm said instead."""
-    done, text = _run("squeue", "--noheader", "--states=all", f"--jobs={_job_id()}", "--Format=State:32")
+    """The job's state in full letters, or None and what Slurm said instead.
+
+    A job that was cancelled and one whose time is up are both COMPLETING while their processes end; of these the one
+    that has had all of its time is called TIMEOUT, the other CANCELLED.
+    """
+    done, text = _run("scontrol", "--oneliner", "show", "job", _job_id())
     if not done:
         return None, text
-    words = text.split()
-    return (words[0], text) if words else (None, "squeue does not know the job")
+    fields = dict(re.findall(r"(?<!\S)(\w+)=(\S*)", text.partition("\n")[0]))
+    state = fields.get("JobState", "")
+    if state == "COMPLETING":
+        used, limit = _seconds(fields.get("RunTime", "")), _seconds(fields.get("TimeLimit", ""))
+        state = "TIMEOUT" if used is not None and limit is not None and used >= limit else "CANCELLED"
+    return (state, text) if state else (None, "scontrol does not tell its state")
+
+
+def _seconds(text: str) -> int | None:
+    """Of Slurm's DAYS-HH:MM:SS; None for UNLIMITED."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(number or 0) for number in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _run(*command: str) -> tuple[bool, str]:

@@ -91,7 +91,8 @@ def supervise(main: Callable[[], int | None], launch: Launch) -> int:
     theirs.close()
     lifeline = _guard(child)
     code = Monitor(child, launch, page, Line(ours), listener, secret).run()
-    os.write(lifeline, b".")
+    with suppress(BrokenPipeError):  # the guard was killed
+        os.write(lifeline, b".")
     return code
 
 

@@ -199,7 +199,7 @@ def test_a_killed_rank_ends_the_job_with_its_name(slurm: Cluster, tmp_path: Path
     process = start_slow(tmp_path)
     job_of(tmp_path)
     started(tmp_path)
-    victim = ranks_on(slurm, "n2")[-1]
+    victim = rank_on(slurm, "n2")
     killed = time.monotonic()
     os.kill(victim, signal.SIGKILL)
     failed = tmp_path / "run" / "failure.json"
@@ -214,20 +214,19 @@ def test_a_killed_rank_ends_the_job_with_its_name(slurm: Cluster, tmp_path: Path
     assert f"rank {failure['rank']} on n2: killed by signal 9" in logs(tmp_path) + err
 
 
-def ranks_on(cluster: Cluster, node: str) -> list[int]:
-    """The processes that train on a node: children of supervisors, told by their command and their hostname."""
+def rank_on(cluster: Cluster, node: str) -> int:
+    """The process that trains on a node: of the job's processes the one that has loaded most, torch above all."""
     daemon = int((cluster.folder / f"slurmd-{node}.started").read_text())
     room = os.readlink(f"/proc/{daemon}/ns/uts")
-    found, parents = [], set()
+    sizes: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         try:
             here = entry.name.isdigit() and os.readlink(entry / "ns" / "uts") == room
             if here and b"submitit" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-                parents.add(int((entry / "stat").read_text().rpartition(")")[2].split()[1]))
+                sizes[int(entry.name)] = int((entry / "statm").read_text().split()[1])
         except OSError:
             continue
-    return sorted(pid for pid in found if pid not in parents)
+    return max(sizes, key=sizes.__getitem__)
 
 
 @pytest.mark.parametrize(
