@@ -10,6 +10,26 @@ from typing import Any
 
 import pytest
 
+# Modules of a minute and more. They begin first, so that no test process is left alone with one of them in the end.
+LONG = (
+    "slurm/test_training.py",
+    "slurm/test_recovery.py",
+    "nars/test_search.py",
+    "nars/test_search_trouble.py",
+    "mpi/test_mpi_executor.py",
+    "train/test_world.py",
+    "train/test_train_command.py",
+    "nars/test_recipe_only.py",
+    "slurm/test_slurm_search.py",
+    "slurm/test_slurm_ranks.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort by module alone: within one, tests keep their order."""
+    rank = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get("/".join(item.path.parts[-2:]), len(LONG)))
+
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Say what a machine without Slurm or MPI has not tested; skips are easy to overlook in a thousand tests."""

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def short_study(folder: Path) -> Path:
+    """The example's search in `folder`, with one iteration and no final trainings."""
+    shutil.copy(EXAMPLES / "tiny.yaml", folder)
+    text = (EXAMPLES / "study.yaml").read_text()
+    study = folder / "study.yaml"
+    study.write_text(text.replace("iterations: 2", "iterations: 1").replace("final: {epochs: 4}", ""))
+    return study
 
 
 def start(study: Path, directory: Path, **options: Any) -> subprocess.Popen[str]:

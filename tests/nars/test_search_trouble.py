@@ -10,14 +10,14 @@ import time
 from functools import partial
 from pathlib import Path
 
-from search_examples import EXAMPLES, run, start, trainings
+from search_examples import EXAMPLES, run, short_study, start, trainings
 
 from pynas.study.directory import StudyDirectory
 from pynas.study.study import Study
 
 
 def test_ctrl_c_stops_in_order_and_says_how_to_go_on(tmp_path: Path) -> None:
-    study = EXAMPLES / "study.yaml"
+    study = short_study(tmp_path)
     directory = tmp_path / "study"
     # What runs in the background of a shell ignores Ctrl-C, and so would whatever it starts.
     attend = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -38,7 +38,7 @@ def test_ctrl_c_stops_in_order_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 def test_a_killed_worker_fails_its_candidate_and_the_search_goes_on(tmp_path: Path) -> None:
     directory = tmp_path / "study"
-    process = start(EXAMPLES / "study.yaml", directory)
+    process = start(short_study(tmp_path), directory)
     deadline = time.monotonic() + 60
     while not trainings(directory) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -69,8 +69,7 @@ def test_a_mistake_can_be_put_right_before_the_first_training(tmp_path: Path) ->
         assert process.returncode == 2, err
         assert message in err
         assert err.count("\n") == 1
-    study.write_text(good.replace("iterations: 2", "iterations: 1").replace("final: {epochs: 4}", ""))
-    run(study, tmp_path / "directory")
+    run(short_study(tmp_path), tmp_path / "directory")
 
 
 def test_most_candidates_failing_ends_the_search_with_the_reason(tmp_path: Path) -> None:
