@@ -62,6 +62,37 @@ print(before, peak())
     return before, after
 
 
+def study_memory(folder: Path, count: int) -> tuple[float, float, float]:
+    """MiB of a driver before and after its study holds `count` finished trials; milliseconds to finish one."""
+    script = f"""
+import resource, time
+from pynas.nars import trainings
+from pynas.space.space import load_space
+from pynas.study.directory import StudyDirectory
+from pynas.study.study import Study
+from pynas.study.trials import Trial
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+space = load_space("fbnetv3")
+genomes = space.sample({count}, seed=0)
+costs = {{name: values.tolist() for name, values in space.costs(genomes).items()}}
+trials = [
+    Trial(iteration=1, index=i, genome=genome.tolist(), epochs=30, seed=i, costs={{k: v[i] for k, v in costs.items()}})
+    for i, genome in enumerate(genomes)
+]
+with StudyDirectory.create({str(folder)!r}) as directory:
+    study = Study.open(directory)
+    before = peak()
+    trainings.record(study, space, trials)
+    begun = time.perf_counter()
+    for trial in trials:
+        study.finish(trial.key, {{"accuracy": 0.5, "curve": [0.5] * 30, "epochs": 30, "seconds": 1.0}})
+    print(before, peak(), 1e3 * (time.perf_counter() - begun) / {count})
+"""
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    before, after, each = (float(word) for word in output.split())
+    return before, after, each
+
+
 def cpu() -> float:
     """Seconds of the processor of this process and of the clients it has run; the jobs are Slurm's."""
     return sum(
@@ -94,6 +125,7 @@ def main() -> None:
                 runs[name].wall.append(time.perf_counter() - wall)
                 runs[name].cpu.append(cpu() - used)
         before, after = memory(Path(room) / "many", 10_000, 64)
+        empty, full, each = study_memory(Path(room) / "journal", 10_000)
     results = {name: run.summary(runs["pynas"]) for name, run in runs.items()}
     rows = [
         (
@@ -112,7 +144,8 @@ def main() -> None:
     rows.append(("pynas beyond the array of true", f"{beyond[0]:.1f}", "", "", ""))
     rows.append(("pynas beyond the array of Python", f"{beyond[1]:.1f}", "", "", ""))
     targets = [
-        ("below 50 ms a candidate beyond the scheduler and the start of Python", f"{beyond[1]:.1f} ms", beyond[1] < 50)
+        ("below 50 ms a candidate beyond the array of true", f"{beyond[0]:.1f} ms", beyond[0] < 50),
+        ("below 50 ms a candidate beyond the scheduler and the start of Python", f"{beyond[1]:.1f} ms", beyond[1] < 50),
     ]
     data = {
         "results": results,
@@ -120,8 +153,11 @@ def main() -> None:
         "at_once": limit,
         "beyond_ms": {"true": beyond[0], "python": beyond[1]},
         "driver_mib": {"candidates": 10_000, "before": before, "after": after},
+        "study_mib": {"trials": 10_000, "before": empty, "after": full, "ms_to_finish_one": each},
     }
-    rows.append(("driver of 10 000 candidates, MiB", f"{after:.1f}", f"{before:.1f} before", "", ""))
+    rows.append(("executor of 10 000 candidates, MiB", f"{after:.1f}", f"{before:.1f} before", "", ""))
+    rows.append(("study of 10 000 finished trials, MiB", f"{full:.1f}", f"{empty:.1f} before", "", ""))
+    rows.append(("writing the result of one of them into the journal", f"{each:.1f}", "", "", ""))
     harness.report("executors", options, around, ("Slurm, a candidate", *harness.TIMES), rows, targets, data)
 
 
