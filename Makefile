@@ -48,6 +48,9 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench_pool.py
 	$(BIN)/python benchmarks/bench_import.py
 	$(BIN)/python benchmarks/bench_loader.py
+	$(BIN)/python benchmarks/bench_mpi_executor.py
+	$(BIN)/python benchmarks/bench_sync_batch_norm.py
+	$(BIN)/python benchmarks/bench_scaling.py
 
 # torch first and pinned: a range may pull gigabytes of CUDA packages.
 $(VENV)/.torch:
