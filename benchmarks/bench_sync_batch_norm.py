@@ -64,14 +64,11 @@ class Gathering(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, invstd, total = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=LAST)
-        sums = ops.local_gradient_sums(gradient, x, mean, invstd)
+        sums = torch.stack(ops.local_gradient_sums(gradient, x, mean, invstd))
         weight_gradient, bias_gradient = sums[1].clone(), sums[0].clone()
         dist.all_reduce(sums)
-        mean_gradient, along = sums / total
-        scale = weight * invstd
-        slope = -scale * invstd * along
-        offset = -scale * mean_gradient - slope * mean
-        return ops.input_gradient(gradient, x, scale, slope, offset), weight_gradient, bias_gradient, None
+        x_gradient = ops.input_gradient(gradient, x, weight, mean, invstd, sums, total)
+        return x_gradient, weight_gradient, bias_gradient, None
 
 
 class GatheringBatchNorm(nn.BatchNorm2d):

@@ -419,11 +419,14 @@ def main() -> None:
 
 def _as_rank(launch: Launch) -> int:
     """The command line in one of several ranks, of which only one tells of what the user can mend."""
+    from pynas.ranks.beat import SET_UP
     from pynas.ranks.placement import place
+    from pynas.ranks.supervisor import beat
 
     # Before anything else is imported: MPICH sends buffers that it has not filled, and with what large imports leave
     # in the heap they do not compress to what Slurm's pmi2 can take.
     place(launch)
+    beat().allow(SET_UP)  # torch is imported and images are listed before a training sets a limit of its own
     try:
         code = app(standalone_mode=False)
     except typer.Abort:

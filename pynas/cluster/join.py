@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pynas.errors import PynasError
+from pynas.ranks.beat import SET_UP
 from pynas.ranks.launch import Launch
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ def joined(launch: Launch, path: Path, *, heartbeat: float, device: str = "auto"
     from pynas.train.device import choose_device
     from pynas.train.world import World
 
-    beat().allow(heartbeat)
     placement = place(launch)
     failed = placement.broadcast(_make(path) if placement.rank == 0 else None)
     if failed:
@@ -55,11 +56,22 @@ def joined(launch: Launch, path: Path, *, heartbeat: float, device: str = "auto"
         device=kind,
         reducer=MPIReducer(placement.comm.Dup()) if over_mpi else None,
         advance=beat().advance,
+        unhurried=partial(_unhurried, heartbeat),
     )
+    beat().allow(heartbeat)
     yield world
     # On the good path alone: a rank that failed leaves at once, for the others may be stuck in a collective.
     world.leave()
     placement.close()
+
+
+@contextmanager
+def _unhurried(heartbeat: float) -> Iterator[None]:
+    from pynas.ranks.supervisor import beat
+
+    beat().allow(max(heartbeat, SET_UP) if heartbeat else 0.0)
+    yield
+    beat().allow(heartbeat)
 
 
 def _make(path: Path) -> str:

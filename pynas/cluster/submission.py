@@ -6,20 +6,23 @@ RUN/slurm/12_0_log.out    what rank 0 printed, and beside it every rank's stdout
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pynas.errors import PynasError
-from pynas.files import write_whole
+from pynas.files import FileLock, write_whole
 
 if TYPE_CHECKING:
     from pynas.runtime.slurm_jobs import JobState
@@ -67,6 +70,43 @@ def _record(folder: Path) -> Path:
     return folder / "job.json"
 
 
+@contextmanager
+def submitting(run: Path) -> Iterator[None]:
+    """Hold the lock under which a training is looked for and submitted, so that it has one job at a time.
+
+    Raises PynasError where another process has it, or the directory cannot be made.
+    """
+    folder = run / "slurm"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PynasError(f"{run}: cannot be made a directory: {error.strerror}") from None
+    with FileLock(folder / "lock", f"the submission of {run}"):
+        yield
+
+
+def running(run: Path, nodes: int, tasks_per_node: int) -> TrainingJob | None:
+    """The training's job, where it has one that waits or runs. Raises PynasError where Slurm does not say.
+
+    One whose id was not written down, for its driver was killed in that instant, is found by its name.
+    """
+    from pynas.runtime.slurm_jobs import find
+
+    folder = run / "slurm"
+    job = TrainingJob.recorded(folder)
+    state = None if job is None else state_of(job.job)
+    found = find(job_name(run)) if shutil.which("squeue") else []
+    if found is None or (job is not None and state is None):
+        raise PynasError(f"Slurm does not answer, so whether {run} has a job already is not known; try again later")
+    if job is not None and state is not None and not is_over(state):
+        return job
+    if not found:
+        return None
+    job = TrainingJob(found[-1], nodes, tasks_per_node, folder)
+    job.record()
+    return job
+
+
 def submit(
     command: Sequence[str], run: Path, *, nodes: int, tasks_per_node: int, parameters: Mapping[str, Any]
 ) -> TrainingJob:
@@ -74,18 +114,31 @@ def submit(
 
     `parameters` are those of submitit's AutoExecutor by name. Raises PynasError where Slurm or submitit refuse.
     """
-    from pynas.runtime.submit import auto_executor, outside_job, refusal
+    from pynas.runtime.submit import auto_executor, check_parameters, outside_job, refusal
 
     folder = run / "slurm"
-    folder.mkdir(parents=True, exist_ok=True)
-    defaults: dict[str, Any] = {
-        "name": f"pynas-{run.name}",
-        "slurm_signal_delay_s": SIGNAL_DELAY,
-        "slurm_srun_args": ["--kill-on-bad-exit=1", *_mpi_option()],
-    }
+    own = parameters.get("slurm_srun_args") or []
+    if isinstance(own, str):
+        raise PynasError(f"--slurm slurm_srun_args: {own!r} came; allowed is a list, such as [--exclusive]")
     shape = {"nodes": nodes, "tasks_per_node": tasks_per_node}
-    reserved = {name: f"--{name.replace('_', '-')} says it" for name in shape}
-    executor = auto_executor(folder, parameters, where="--slurm", reserved=reserved, **defaults, **shape)
+    set_here = {
+        "slurm_signal_delay_s": SIGNAL_DELAY,
+        **parameters,
+        "name": job_name(run),
+        "slurm_srun_args": ["--kill-on-bad-exit=1", *_mpi_option(), *own],  # of two the later counts
+    }
+    reserved = {
+        **dict.fromkeys(("nodes", "slurm_nodes"), "--nodes says it"),
+        **dict.fromkeys(
+            ("tasks_per_node", "slurm_tasks_per_node", "slurm_ntasks_per_node"), "--tasks-per-node says it"
+        ),
+        **dict.fromkeys(("name", "slurm_name", "slurm_job_name"), "by its name a training's job is found again"),
+    }
+    for option in ("nodes", "ntasks", "ntasks-per-node", "job-name", "array"):
+        if option in (parameters.get("slurm_additional_parameters") or {}):
+            raise PynasError(f"--slurm slurm_additional_parameters: {option} cannot be set, pynas sets it")
+    check_parameters(parameters, where="--slurm", reserved=reserved)
+    executor = auto_executor(folder, {**set_here, **shape}, where="--slurm")
     try:
         with outside_job():
             job = executor.submit(run_command, list(command), os.getcwd())
@@ -94,6 +147,11 @@ def submit(
     submitted = TrainingJob(str(job.job_id), nodes, tasks_per_node, folder)
     submitted.record()
     return submitted
+
+
+def job_name(run: Path) -> str:
+    """The name of a training's job in Slurm: no other directory's has it."""
+    return f"pynas-{run.absolute().name}-{hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:8]}"
 
 
 def resubmitted(arguments: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pynas.cluster.submission import TrainingJob, follow, is_over, state_of, submit
+from pynas.cluster.submission import follow, running, submit, submitting
 from pynas.data.config import DataConfig
 from pynas.errors import JobFailed, PynasError
 from pynas.nets.load import ModelSpec
@@ -67,12 +67,13 @@ class Training:
         self.check(World(0, nodes * tasks_per_node, 0, nodes))
         if not self.two_step and (results := self.results()) is not None:
             return results
-        job = self._running()
-        if job is None:
-            job = submit(command, self.path, nodes=nodes, tasks_per_node=tasks_per_node, parameters=parameters)
-            say(f"job {job.job} submitted: {nodes} x {tasks_per_node} ranks; its log: {job.errors}")
-        else:
-            say(f"job {job.job} is at it already: {job.nodes} x {job.tasks_per_node} ranks; its log: {job.errors}")
+        with submitting(self.path):
+            job = running(self.path, nodes, tasks_per_node)
+            if job is None:
+                job = submit(command, self.path, nodes=nodes, tasks_per_node=tasks_per_node, parameters=parameters)
+                say(f"job {job.job} submitted: {nodes} x {tasks_per_node} ranks; its log: {job.errors}")
+            else:
+                say(f"job {job.job} is at it already: {job.nodes} x {job.tasks_per_node} ranks; its log: {job.errors}")
         if not wait:
             return None
         try:
@@ -106,15 +107,6 @@ class Training:
                 return None
             found[name] = result | {"weights": str(directory.weights)}
         return found
-
-    def _running(self) -> TrainingJob | None:
-        job = TrainingJob.recorded(self.path / "slurm")
-        if job is None:
-            return None
-        state = state_of(job.job)
-        if state is None:
-            raise PynasError(f"Slurm does not say whether job {job.job}, which trains in {self.path}, still runs")
-        return None if is_over(state) else job
 
     def _train(self, listener: Listener, world: World | None) -> dict[str, dict[str, Any]]:
         in_job = in_slurm_job()

@@ -26,6 +26,7 @@ from pynas.study.trials import Trial
 State = Literal["running", "waiting", "finished", "failed"]
 STATES: tuple[State, ...] = ("running", "waiting", "finished", "failed")
 STUDIES = ("candidates", "final")  # names in the journal, and folders under tasks/
+ORDINARY = ("", "None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime")  # reasons to wait that will pass
 ASK = 5.0  # seconds that Slurm gets to answer
 WIDTH = 160  # characters of a line where there is no terminal
 
@@ -69,7 +70,8 @@ def read_status(path: str | Path) -> Status:
     directory = StudyDirectory.open(path)
     config = open_config(directory)
     driver = directory.holder()
-    on_slurm = config.executor.kind == "slurm"
+    left = any((directory.path / "slurm" / "arrays").glob("*.json"))  # of a driver that died, whatever the next one is
+    on_slurm = config.executor.kind == "slurm" or left
     found = [
         _candidate(name, trial, TaskFolder(directory.tasks, f"{name}/{trial.key}"), on_slurm)
         for name in STUDIES
@@ -147,7 +149,8 @@ def _settled(candidate: Candidate, jobs: dict[str, JobState], driver: str | None
         return candidate
     job = jobs.get(candidate.job or "")
     if job is not None:
-        candidate = replace(candidate, job_state=job.state)
+        why = job.reason if job.state == "PENDING" and job.reason not in ORDINARY else ""
+        candidate = replace(candidate, job_state=f"{job.state} {why}".strip())
         if job.state in LOST or job.state == "PENDING":
             candidate = replace(candidate, state="waiting")
         elif job.ended and job.state != "COMPLETED":

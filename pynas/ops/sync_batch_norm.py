@@ -5,7 +5,6 @@ Shapes: N images of this rank, C channels, any further dimensions; n = values a 
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -252,50 +251,30 @@ def _last(x: Tensor) -> torch.memory_format:
 
 
 def convert_sync_batchnorm(model: nn.Module, reducer: Reducer | None = None) -> nn.Module:
-    """Put a `SyncBatchNorm` in place of every BatchNorm1d, 2d and 3d and of every torch.nn.SyncBatchNorm.
+    """Make every BatchNorm1d, 2d and 3d and every torch.nn.SyncBatchNorm in the model a `SyncBatchNorm`.
 
-    Parameters and buffers are the old ones themselves, under the old names. Returns the model, or, where the model is
-    a batch-norm itself, what takes its place. reducer: None takes torch.distributed's default group where there is one.
+    They stay the objects that they are, wherever they stand and however often, with their parameters, buffers and
+    hooks: only their class changes. Returns the model. reducer: None takes torch.distributed's default group where
+    there is one.
 
-    A subclass of them with a `forward` of its own cannot be replaced without losing that: it stays, with a warning.
-    Raises ValueError for a lazy batch-norm that knows no channels yet.
+    One with a `forward` of its own, or with parametrized weights, cannot change without losing them: it stays, with a
+    warning. Raises ValueError for a lazy batch-norm that knows no channels yet.
     """
     if reducer is None and dist.is_available() and dist.is_initialized():
         reducer = ProcessGroupReducer()
-    converted: dict[int, nn.Module] = {}  # a module may stand in several places
-
-    def convert(module: nn.Module) -> nn.Module:
-        if id(module) not in converted:
-            converted[id(module)] = _converted(module, reducer)
-            for name, child in module.named_children():
-                if (new := convert(child)) is not child:
-                    setattr(module, name, new)
-        return converted[id(module)]
-
-    return convert(model)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            _convert(module, reducer)
+    return model
 
 
-def _converted(module: nn.Module, reducer: Reducer | None) -> nn.Module:
-    if not isinstance(module, _BatchNorm):
-        return module
+def _convert(module: _BatchNorm, reducer: Reducer | None) -> None:
     if any(nn.parameter.is_lazy(value) for value in (*module.parameters(), *module.buffers())):
         raise ValueError(f"{type(module).__name__}: run the network once, so that it knows its channels, then convert")
-    if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward):
-        warnings.warn(
-            f"{type(module).__name__} has a forward of its own: its statistics stay those of each rank", stacklevel=4
-        )
-        return module
-    new = SyncBatchNorm(
-        module.num_features,
-        module.eps,
-        module.momentum,
-        affine=False,
-        track_running_stats=module.track_running_stats,
-        reducer=reducer,
-        device="meta",
-    )
-    new.affine = module.affine
-    new._parameters = copy.copy(module._parameters)
-    new._buffers = copy.copy(module._buffers)
-    new.training = module.training
-    return new
+    own = type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
+    if own or nn.utils.parametrize.is_parametrized(module):
+        what = "a forward of its own" if own else "parametrized weights"
+        warnings.warn(f"{type(module).__name__} has {what}: its statistics stay those of each rank", stacklevel=3)
+        return
+    module.__class__ = SyncBatchNorm
+    module.__dict__["_shared"] = _Shared(reducer)

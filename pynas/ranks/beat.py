@@ -7,6 +7,7 @@ import os
 import struct
 from dataclasses import dataclass
 
+SET_UP = 1800.0  # seconds for listing images and making networks, which show no progress
 HEARTBEAT = 60.0  # seconds without progress in any rank before the ranks are ended; 0: never
 
 _NUMBERS = struct.Struct("<qq")  # the count of marks and the position

@@ -27,8 +27,8 @@ SILENCE = 8.0  # seconds after which a supervisor that says nothing counts as lo
 STRANGER = 5.0  # seconds a caller has to say who it is
 CONNECT = 5.0  # seconds to reach rank 0's supervisor
 # Seconds for causes to come in after the first sign of trouble: a rank's death drags the others into errors.
-SETTLE = {"died": 0.0, "raised": 0.3, "mistake": 0.3}
-OTHERS_MISTAKE = 1.0  # seconds in which rank 0 may make the same mistake
+# A mistake that the others make within that time is the user's; one that they do not is that rank's.
+SETTLE = {"died": 0.0, "raised": 0.3, "mistake": 1.0}
 UNCONNECTED_MISTAKE = 4.0  # the same where ranks cannot be asked
 ABRUPT = 5.0  # seconds the others have after a rank was stopped without a checkpoint
 LEAVE = 3.0  # seconds for the other supervisors to end
@@ -287,8 +287,7 @@ class Monitor:
         cause = root_cause(self.ends)
         if cause is not None:
             outcome = self.ends[cause]
-            settle = OTHERS_MISTAKE if outcome.kind == "mistake" and cause else SETTLE[outcome.kind]
-            if now - self.trouble >= settle:
+            if now - self.trouble >= SETTLE[outcome.kind] or len(self.ends) == self.size:
                 if outcome.kind == "mistake":
                     self._say_mistake(cause, outcome)
                 else:
@@ -330,7 +329,11 @@ class Monitor:
         self.code = code
 
     def _say_mistake(self, rank: int, outcome: Outcome) -> None:
-        where = f"rank {rank} on {self.hosts[rank]}: " if rank else ""
+        alone = rank > 0 or any(end.kind != "mistake" for end in self.ends.values()) or len(self.ends) < self.size
+        alone = alone and self.connected
+        if alone and outcome.cause:
+            write_failure(self.page.failure_file, rank, self.hosts[rank], outcome.cause)
+        where = f"rank {rank} on {self.hosts[rank]}: " if alone or rank else ""
         if outcome.cause:
             say(f"pynas: {where}{outcome.cause}")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pynas.cores import available_cores
 from pynas.runtime.executor import Executor
+from pynas.runtime.slurm_arrays import check_left
 
 if TYPE_CHECKING:
     from mpi4py.futures import MPIPoolExecutor
@@ -40,7 +42,8 @@ def open_executor(
         ranks: of `pynas.runtime.mpi.pool`, for mpi.
 
     Raises:
-        PynasError: a number is too small, a package is missing, or Slurm's parameters are wrong.
+        PynasError: a number is too small, a package is missing, Slurm's parameters are wrong, or jobs of Slurm are
+            still at the tasks that another kind is to take up.
     """
     if kind == "slurm":
         from pynas.runtime.slurm import SlurmExecutor
@@ -48,6 +51,7 @@ def open_executor(
         return SlurmExecutor(
             folder, workers=workers or JOBS, parameters=dict(slurm or {}), threads=threads, retries=retries
         )
+    check_left(Path(folder))
     if kind == "mpi":
         from pynas.runtime.mpi import MPIExecutor
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ SLOWEST = 2.0  # seconds between two looks where a look takes long
 GRACE = 3.0  # seconds for the outcome of a job that has ended to become visible on a network file system
 GONE = 60.0  # seconds that cancelled jobs get to end; Slurm itself kills them after KillWait, usually 30
 UNKNOWN = 3  # answers in a row without a job, after which Slurm has forgotten it
+SILENCE = 20.0  # seconds without an answer from Slurm after which whoever watches is told
 AGAIN = 5.0  # seconds until a submission is tried again that Slurm had no time for
 
 
@@ -72,6 +74,7 @@ class SlurmExecutor:
         self._events: deque[Event] = deque()
         self._closed = False
         self._ask_at = self._submit_at = 0.0  # by time.monotonic
+        self._answered = time.monotonic()  # when Slurm last did
         self._recover()
 
     def submit(self, key: str, function: str, payload: Mapping[str, Any]) -> None:
@@ -186,6 +189,7 @@ class SlurmExecutor:
         found = slurm_jobs.states([*(job.id for job in jobs), *ending])
         now = time.monotonic()
         self._ask_at = now + max(ASK, 10 * (now - began))
+        self._note_answer(found is not None)
         if found is None:
             return
         for job in jobs:
@@ -202,6 +206,15 @@ class SlurmExecutor:
             if wider > array.limit and slurm_jobs.set_limit(array.id, wider):
                 array.limit = wider
                 array.write()
+
+    def _note_answer(self, answered: bool) -> None:
+        """Warn, once for each time that it happens, that Slurm has not answered for a while."""
+        now = time.monotonic()
+        if answered:
+            self._answered = now
+        elif now - self._answered > SILENCE:
+            self._answered = float("inf")
+            warnings.warn("Slurm does not answer; its jobs go on, and it is asked again until it does", stacklevel=2)
 
     def _room(self) -> int:
         return self.slots - sum(min(array.limit, array.active) for array in self._arrays.values())
@@ -260,13 +273,17 @@ class SlurmExecutor:
 
     def _dispatch(self) -> None:
         """Submit what waits, as far as there is room."""
-        if not self._waiting or time.monotonic() < self._submit_at or not self._settle_doubts():
+        if not self._waiting or time.monotonic() < self._submit_at:
+            return
+        if not self._settle_doubts():
+            self._note_answer(False)
             return
         while self._waiting and (room := self._room()) > 0:
             count = min(len(self._waiting), slurm_jobs.largest_array())
             jobs = [self._waiting.popleft() for _ in range(count)]
             if not self._send(Array.of(self._home / "arrays", jobs, min(count, room), self._submitter.prefix)):
                 self._waiting.extendleft(reversed(jobs))
+                self._note_answer(False)
                 self._submit_at = time.monotonic() + AGAIN
                 return
 

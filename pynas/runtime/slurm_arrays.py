@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pynas.errors import PynasError
 from pynas.files import write_whole
 from pynas.runtime import slurm_jobs
 from pynas.runtime.progress import Tail
 from pynas.runtime.task import Result, TaskFolder
+
+CANNOT_OPEN = "0:53"  # Slurm's exit code of a job whose files for output it cannot open
 
 
 @dataclass(slots=True)
@@ -149,6 +154,35 @@ class Array:
                 (self.path.parents[1] / f"{job.id}_{name}").unlink(missing_ok=True)
 
 
+def check_left(tasks: Path) -> None:
+    """Before another executor takes up the tasks: make sure that no job of Slurm is at them still.
+
+    What is on record of jobs that have all ended is removed. Raises PynasError where jobs run or wait, or Slurm is
+    here and does not say. Without Slurm's clients this is another machine than the one they were submitted from.
+    """
+    records = sorted((tasks.absolute().parent / "slurm" / "arrays").glob("*.json"))
+    if not records or shutil.which("squeue") is None:
+        return
+    arrays = []
+    for path in records:
+        with suppress(ValueError, KeyError, TypeError):  # not written by this version
+            arrays.append(Array.read(path, tasks))
+    jobs = {job.id for array in arrays for job in array.jobs.values() if job.id}
+    found = slurm_jobs.states(jobs)
+    named = [slurm_jobs.find(array.name) for array in arrays if not array.id]
+    if found is None or None in named:
+        raise PynasError(f"{tasks.parent}: Slurm does not say whether candidates of this study still run there")
+    active = {slurm_jobs.parent(state.id) for state in found.values() if not state.ended}
+    active |= {job for ids in named for job in ids or ()}
+    if active:
+        raise PynasError(
+            f"{tasks.parent}: candidates of this study still run or wait on Slurm (jobs {', '.join(sorted(active))}); "
+            f"go on with --executor slurm, or end them first: scancel {' '.join(sorted(active))}"
+        )
+    for path in records:
+        path.unlink(missing_ok=True)
+
+
 def reason(job: Job, errors: Path, lines: int = 3) -> str:
     """Why a job that ended without an outcome failed, in one line: where, state, exit code, what it said last."""
     state = job.state
@@ -156,14 +190,21 @@ def reason(job: Job, errors: Path, lines: int = 3) -> str:
         head = f"job {job.id}: Slurm no longer knows it, and it left no result"
     else:
         where = f" on {state.node}" if state.node else ""
-        code = f", exit code {state.exit_code} ({slurm_jobs.ending(state.exit_code)})" if state.exit_code else ""
+        meaning = slurm_jobs.ending(state.exit_code) if state.exit_code != CANNOT_OPEN else "Slurm's own"
+        code = f", exit code {state.exit_code} ({meaning})" if state.exit_code else ""
         why = f", {state.reason}" if state.reason not in ("", "None", "NonZeroExitCode", "JobLaunchFailure") else ""
         result = " without a result" if state.state == slurm_jobs.COMPLETED else ""
         head = f"job {job.id}{where}: {state.state}{result}{code}{why}"
     said = (
         [*_last_lines(job.folder.log, lines), *_last_lines(errors, lines)] if job.begun else _last_lines(errors, lines)
     )
-    return f"{head}: {' | '.join(said)}" if said else f"{head}; see {job.folder.log}"
+    if said:
+        return f"{head}: {' | '.join(said)}"
+    if state is not None and state.exit_code == CANNOT_OPEN and not job.begun:
+        return (
+            f"{head}: the node could not open the job's log in {errors.parent}; is the study on a shared file system?"
+        )
+    return f"{head}; see {job.folder.log}"
 
 
 def _last_lines(path: Path, count: int) -> list[str]:

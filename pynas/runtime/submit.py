@@ -45,8 +45,8 @@ def auto_executor(
     check_parameters(parameters, where=where, reserved=reserved)
     if shutil.which("sbatch") is None:
         raise PynasError(
-            f"{where}: there is no sbatch on PATH here; Slurm jobs are submitted from a node of the cluster "
-            "(or set executor: local)"
+            f"{where}: there is no sbatch on PATH here; Slurm jobs are submitted from a node of the cluster"
+            + (" (or set executor: local)" if where == "executor.slurm" else "")
         )
     import submitit
 

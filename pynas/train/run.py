@@ -133,7 +133,8 @@ class _Run:
         with ExitStack() as stack:
             stack.enter_context(self.signals)  # heeded from the first step on; until then there is nothing to keep
             self.world.advance(-2, "opening the data and making the network")
-            self.trainer = self._trainer(stack)
+            with self.world.setting_up():
+                self.trainer = self._trainer(stack)
             self.world.advance(-1, "looking for a checkpoint")
             found = self._restore()
             self.begun_at = self.trainer.step
@@ -385,9 +386,9 @@ class _Run:
 
     def _out_of_memory(self, error: Exception) -> str:
         size = self.recipe.micro_batch or self.world.batch_of_rank(self.recipe.batch_size)
-        text = str(error).splitlines()[0]
+        text = str(error).splitlines()[0].rstrip(" .")
         return (
-            f"{self.spec.name}: {text} Compute fewer than {size} images at once: --set micro_batch={max(size // 2, 1)}"
+            f"{self.spec.name}: {text}. Compute fewer than {size} images at once: --set micro_batch={max(size // 2, 1)}"
         )
 
     def _users_fault(self, error: Exception) -> str:

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -41,7 +42,7 @@ class World:
 
     `device`: where this rank computes; None leaves that to the recipe. `cores`: those that are this rank's share; None
     for all there are. `advance(position, what)` is called wherever the training has got on: positions grow, and the
-    rank with the lowest is the one that others wait for.
+    rank with the lowest is the one that others wait for. `unhurried()` is entered where it gets on by no steps.
     """
 
     def __init__(
@@ -54,13 +55,14 @@ class World:
         device: torch.device | None = None,
         reducer: Reducer | None = None,
         advance: Callable[[int, str], None] | None = None,
+        unhurried: Callable[[], AbstractContextManager[None]] = nullcontext,
         cores: int | None = None,
     ) -> None:
         if not 0 <= rank < size or nodes < 1 or size % nodes:
             raise PynasError(f"rank {rank} of {size} on {nodes} nodes: allowed: as many ranks on every node")
         self.rank, self.size, self.local_rank, self.nodes = rank, size, local_rank, nodes
         self.device, self.cores = device, cores
-        self._advance = advance
+        self._advance, self._unhurried = advance, unhurried
         self._before = 0  # what the positions of the trainings before came to at most
         self._reducer = reducer
 
@@ -76,6 +78,7 @@ class World:
         device: torch.device,
         reducer: Reducer | None = None,
         advance: Callable[[int, str], None] | None = None,
+        unhurried: Callable[[], AbstractContextManager[None]] = nullcontext,
         timeout: timedelta = TIMEOUT,
     ) -> World:
         """Meet the other ranks at `store`: NCCL on CUDA devices, where rank `local_rank` takes the device of that
@@ -94,20 +97,32 @@ class World:
             device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
         if size == 1:
-            return cls(rank, size, local_rank, nodes, device=device, advance=advance)
+            return cls(rank, size, local_rank, nodes, device=device, advance=advance, unhurried=unhurried)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         if reducer is None:
             # A group of its own on CPUs: batch-norm's small sums would otherwise queue behind buckets of gradients.
             reducer = ProcessGroupReducer(None if cuda else dist.new_group(timeout=timeout))
         return cls(
-            rank, size, local_rank, nodes, device=device, reducer=reducer, advance=advance, cores=_share_of_cores()
+            rank,
+            size,
+            local_rank,
+            nodes,
+            device=device,
+            reducer=reducer,
+            advance=advance,
+            unhurried=unhurried,
+            cores=_share_of_cores(),
         )
 
     def advance(self, position: int, what: str) -> None:
         """This rank has got as far as `position` in the present training, and goes on with `what`."""
         if self._advance is not None:
             self._advance(self._before + position, what)
+
+    def setting_up(self) -> AbstractContextManager[None]:
+        """While the data are listed and the network is made, which has no progress to show and may take minutes."""
+        return self._unhurried()
 
     def begin(self) -> None:
         """Another training begins, whose positions come after those of the ones before."""

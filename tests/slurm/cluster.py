@@ -87,7 +87,7 @@ class Cluster:
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self.configuration = self.folder / "slurm.conf"
         self._cpus, self._remembers = cpus, remembers
-        self._ports: dict[str, int] = {}
+        self._watcher: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -107,7 +107,6 @@ class Cluster:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         ports = _free_ports(1 + len(self.nodes))
         host = socket.gethostname().partition(".")[0]
-        self._ports = dict(zip(self.nodes, ports[1:]))
         self.configuration.write_text(
             CONFIGURATION.format(
                 host=host,
@@ -130,6 +129,12 @@ class Cluster:
         except BaseException:
             self.stop()
             raise
+
+    def end_with(self, process: int) -> None:
+        """Have another process stop the cluster once `process` is gone, which may be killed before it can."""
+        self._watcher = subprocess.Popen(
+            [sys.executable, __file__, "watch", str(self.folder), str(process)], start_new_session=True
+        )
 
     def start_node(self, node: str) -> None:
         """Start a node's slurmd in namespaces of its own: a /dev/shm and a hostname that only this node sees."""
@@ -181,12 +186,16 @@ class Cluster:
             self.kill_node(node)
         self._end("slurmctld")
         self._end("munged")
+        if self._watcher is not None:
+            self._watcher.kill()
+            self._watcher.wait()
         for pid in self._daemons():  # of a cluster that was started twice in this folder
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
     def __enter__(self) -> Cluster:
         self.start()
+        self.end_with(os.getpid())
         return self
 
     def __exit__(
@@ -292,10 +301,14 @@ def describe(variables: Mapping[str, str]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    if len(arguments) != 2 or arguments[0] not in ("up", "down"):
+    if len(arguments) < 2 or arguments[0] not in ("up", "down", "watch"):
         sys.exit(f"usage: {sys.argv[0]} up|down FOLDER")
     cluster = Cluster(Path(arguments[1]))
-    if arguments[0] == "up":
+    if arguments[0] == "watch":
+        while alive(int(arguments[2])):
+            time.sleep(0.5)
+        cluster.stop()
+    elif arguments[0] == "up":
         if lacking := missing():
             sys.exit(f"not here: {', '.join(lacking)}")
         cluster.start()
