@@ -32,6 +32,7 @@ SIGNAL_DELAY = 90
 
 FORGOTTEN = "not known to Slurm any more"
 
+PATIENCE = 60.0  # seconds to wait for another process that submits the same training
 SILENCE = 120.0  # seconds without an answer from Slurm after which whoever follows a job is told
 LOOK_EVERY = 1.0  # seconds between two looks at a job that is followed
 
@@ -81,8 +82,19 @@ def submitting(run: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PynasError(f"{run}: cannot be made a directory: {error.strerror}") from None
-    with FileLock(folder / "lock", f"the submission of {run}"):
+    lock = FileLock(folder / "lock", f"the submission of {run}")
+    deadline = time.monotonic() + PATIENCE
+    while not lock.held:
+        try:
+            lock.acquire()
+        except PynasError:  # sbatch takes another process a moment
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def running(run: Path, nodes: int, tasks_per_node: int) -> TrainingJob | None:

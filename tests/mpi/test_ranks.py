@@ -123,7 +123,7 @@ def two_kinds(tmp_path: Path, first: list[str], second: list[str]) -> Launched:
 
 
 def of_environment(tmp_path: Path) -> tuple[Launched, str]:
-    name = "MKL_NUM_THREADS"
+    name = "OMP_NUM_THREADS"
     return two_kinds(tmp_path, ["-env", name, "1"], ["-env", name, "8"]), f"{name} is '1' on {{}} (rank 0); '8' on"
 
 

@@ -224,6 +224,21 @@ def test_converting_keeps_everything_but_the_class() -> None:
         convert_sync_batchnorm(nn.LazyBatchNorm2d(), reducer)
 
 
+def test_one_that_stands_twice_in_one_module_stays_one_with_its_hooks() -> None:
+    shared = nn.BatchNorm2d(4)
+    calls: list[int] = []
+    shared.register_forward_hook(lambda *_: calls.append(1))
+    model = convert_sync_batchnorm(nn.Sequential(shared, nn.ReLU(), shared), Alone(2))
+    assert model[0] is model[2] is shared
+    assert type(shared) is SyncBatchNorm
+    model(torch.randn(3, 4, 2, 2))
+    assert len(calls) == 2
+    normed = nn.utils.parametrizations.weight_norm(nn.BatchNorm2d(4))
+    with pytest.warns(UserWarning, match="parametrized weights: its statistics stay those of each rank"):
+        convert_sync_batchnorm(nn.Sequential(normed), Alone(2))
+    assert normed(torch.randn(3, 4, 2, 2)).shape == (3, 4, 2, 2)
+
+
 def test_state_goes_to_torchs_batch_norm_and_back() -> None:
     norm = convert_sync_batchnorm(layer(3, 4, torch.float32), Alone(2))
     norm(torch.randn(4, 3, 2, 2))

@@ -16,6 +16,7 @@ from cluster import Cluster, alive
 
 from pynas.errors import PynasError
 from pynas.runtime.executor import Done, Event, Failed, Progress, Started
+from pynas.runtime.open import open_executor
 from pynas.runtime.slurm import SlurmExecutor
 from pynas.runtime.task import TaskFolder
 
@@ -202,3 +203,19 @@ def test_an_array_gets_the_room_that_others_leave(make, tmp_path):
     (tmp_path / "go").touch()
     events = events_of(executor)
     assert [events[str(index)][-1] for index in range(3)] == [Done(str(index), 3) for index in range(3)]
+
+
+def test_another_kind_of_executor_does_not_take_up_what_slurm_still_has(
+    make: Callable[..., SlurmExecutor], tmp_path: Path
+) -> None:
+    executor = make(2)
+    for key in "ab":
+        executor.submit(key, "contract_tasks:wait_for_file", {"file": str(tmp_path / "never")})
+    reports(executor, 1)
+    number = job_of(tmp_path, "a")["job"].partition("_")[0]
+    with pytest.raises(PynasError, match=rf"still run or wait on Slurm \(jobs {number}\); .* scancel {number}"):
+        open_executor("local", tmp_path / "tasks", workers=1)
+    executor.close(cancel=True)
+    with open_executor("local", tmp_path / "tasks", workers=1) as local:
+        local.submit("a", "contract_tasks:double", {"value": 2})
+        assert [*local.outcomes(PATIENCE)][-1] == Done("a", {"value": 4})

@@ -163,19 +163,21 @@ def started(folder: Path) -> None:
 
 def test_a_real_time_limit_checkpoints_and_requeues(slurm: Cluster, tmp_path: Path) -> None:
     """Slurm's own signal ahead of a limit of one minute; whoever follows sees the job through to its end."""
-    process = start_slow(tmp_path, "--slurm", "timeout_min=1", "--slurm", "slurm_signal_delay_s=50", epochs=10)
+    limit = ["--slurm", "timeout_min=1", "--slurm", "slurm_signal_delay_s=50"]
+    process = start_slow(tmp_path, *limit, epochs=28)
+    again = start_slow(tmp_path, *limit, epochs=28)  # the same command at the same time: no second job
     job = job_of(tmp_path)
     started(tmp_path)
-    again = start_slow(tmp_path, "--detach", epochs=10)  # the same command while the job runs: no second job
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err + logs(tmp_path)
+    _, other = again.communicate(timeout=PATIENCE)
+    assert again.returncode == 0
+    assert sorted("at it already" in text for text in (err, other)) == [False, True]
     assert re.search(r"stopped by SIGUSR2; .*step_\d+\.pt.*requeued", err), err
     resumed = rows(tmp_path / "run", "resumed")
     assert resumed
     assert int(str(resumed[0]["step"])) > 8
-    assert len(rows(tmp_path / "run", "epoch")) >= 10
-    assert again.wait(PATIENCE) == 0
-    assert f"job {job} is at it already" in (again.stderr.read() if again.stderr else "")
+    assert len(rows(tmp_path / "run", "epoch")) >= 28
     assert job_of(tmp_path) == job
 
 
@@ -236,6 +238,9 @@ def rank_on(cluster: Cluster, node: str) -> int:
         (["--slurm", "slurm_partition=absent"], "invalid partition"),
         (["--tasks-per-node", "3"], "batch_size"),
         (["--set", "lrr=3"], "lrr: unknown key"),
+        (["--slurm", "slurm_nodes=3"], "--nodes says it"),
+        (["--slurm", "slurm_srun_args=x"], "allowed is a list"),
+        (["--dir", "net.yaml/x"], "cannot be made a directory"),
     ],
 )
 def test_wrong_input_is_one_line(slurm: Cluster, tmp_path: Path, more: list[str], message: str) -> None:
