@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 
 from pynas.errors import JobFailed, PynasError, SearchStopped
 from pynas.ranks.launch import Launch, detect
+from pynas.ranks.requeue import in_slurm_job
 
 app = typer.Typer(
     name="pynas",
@@ -400,6 +402,9 @@ def data(
 
 def main() -> None:
     """Run the command line; exits with 2 and one line for what the user can mend, with 1 where a search stopped."""
+    if sys.argv[1:2] == ["train"] and in_slurm_job():
+        # They tell that the job's time is nearly up. Until there is a training to heed them they wait, and do not kill.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
     if sys.argv[1:2] in (["train"], ["search"]) and (launch := detect(os.environ)) is not None:
         from pynas.ranks.supervisor import supervise
 

@@ -262,6 +262,7 @@ class _Run:
                 images, number = self.world.agree(len(batch.labels), self.signals.take())
                 self._heed(number)  # on all ranks before the same step
                 trainer.update(batch, images)
+                self.signals.unblock()
                 clock.images += images
                 note = f"epoch {epoch + 1}/{self.recipe.epochs}, {clock.note()}"
                 self.listener.advance(self.spec.name, trainer.step, note)

@@ -43,6 +43,11 @@ class Signals:
         """The signal that `take` would return."""
         return self._last
 
+    def unblock(self) -> None:
+        """Let SAVING come that whoever started this process has blocked: a step is made, and stopping loses nothing."""
+        if self._before:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SAVING)
+
     def take(self) -> int | None:
         """The signal that came since the last call, if any."""
         number, self._last = self._last, None

@@ -27,14 +27,14 @@ DIGITS = ["--data", "digits", "--data", "train=512"]
 RANKS = ["--nodes", "2", "--tasks-per-node", "2"]
 
 SLOW = """
-import time, torch
+import os, time, torch
 class Slow(torch.nn.Module):
     def __init__(self, classes, input_channels):
         super().__init__()
         self.conv, self.norm = torch.nn.Conv2d(input_channels, 8, 3), torch.nn.BatchNorm2d(8)
         self.fc = torch.nn.Linear(8, classes)
     def forward(self, x):
-        if self.training:
+        if self.training and "SLURM_RESTART_COUNT" not in os.environ:  # in its second life it is quick
             time.sleep(0.15)
         return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
 def make(classes, input_channels):
@@ -163,9 +163,9 @@ def started(folder: Path) -> None:
 
 def test_a_real_time_limit_checkpoints_and_requeues(slurm: Cluster, tmp_path: Path) -> None:
     """Slurm's own signal ahead of a limit of one minute; whoever follows sees the job through to its end."""
-    limit = ["--slurm", "timeout_min=1", "--slurm", "slurm_signal_delay_s=50"]
-    process = start_slow(tmp_path, *limit, epochs=28)
-    again = start_slow(tmp_path, *limit, epochs=28)  # the same command at the same time: no second job
+    limit = ["--slurm", "timeout_min=1", "--slurm", "slurm_signal_delay_s=5"]  # which Slurm sends up to 30 s earlier
+    process = start_slow(tmp_path, *limit, epochs=40)
+    again = start_slow(tmp_path, *limit, epochs=40)  # the same command at the same time: no second job
     job = job_of(tmp_path)
     started(tmp_path)
     _, err = process.communicate(timeout=PATIENCE)
@@ -177,8 +177,23 @@ def test_a_real_time_limit_checkpoints_and_requeues(slurm: Cluster, tmp_path: Pa
     resumed = rows(tmp_path / "run", "resumed")
     assert resumed
     assert int(str(resumed[0]["step"])) > 8
-    assert len(rows(tmp_path / "run", "epoch")) >= 28
+    assert len(rows(tmp_path / "run", "epoch")) >= 40
     assert job_of(tmp_path) == job
+
+
+def test_a_signal_before_the_first_step_waits_for_it(slurm: Cluster, tmp_path: Path) -> None:
+    """Two at once, and early: one step is made, and then the job goes back into the queue and comes to its end."""
+    process = start_slow(tmp_path, epochs=2)
+    job = job_of(tmp_path)
+    wait_for(lambda: "RUNNING" in slurm.client("squeue", "-h", "-j", job, "-o", "%T"), lambda: logs(tmp_path))
+    wait_for((tmp_path / "run" / "slurm" / f"{job}_1_log.out").exists, lambda: logs(tmp_path))
+    time.sleep(2.0)  # in which submitit has begun, and torch has not been imported yet
+    for number in ("USR2", "USR1"):
+        slurm.client("scancel", f"--signal={number}", job)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err + logs(tmp_path)
+    assert "requeued" in err
+    assert 1 <= int(str(rows(tmp_path / "run", "resumed")[0]["step"])) <= 2
 
 
 def test_scancel_ends_a_training_for_good_and_the_command_goes_on(slurm: Cluster, tmp_path: Path) -> None:
