@@ -29,6 +29,7 @@ CONNECT = 5.0  # seconds to reach rank 0's supervisor
 # Seconds for causes to come in after the first sign of trouble: a rank's death drags the others into errors.
 # A mistake that the others make within that time is the user's; one that they do not is that rank's.
 SETTLE = {"died": 0.0, "raised": 0.3, "mistake": 1.0}
+SAME_BLOW = 0.5  # seconds in which who killed the rank kills this process too, as the end of a step does
 UNCONNECTED_MISTAKE = 4.0  # the same where ranks cannot be asked
 ABRUPT = 5.0  # seconds the others have after a rank was stopped without a checkpoint
 LEAVE = 3.0  # seconds for the other supervisors to end
@@ -177,6 +178,8 @@ class Monitor:
                     self._say_mistake(self.rank, outcome)
                 end_others(self.launch, 2)
         elif outcome.kind in ("raised", "died"):
+            if outcome.kind == "died":
+                time.sleep(SAME_BLOW)
             self._say_failure(self.rank, outcome)
             end_others(self.launch, 1)
 
