@@ -44,15 +44,15 @@ def candidates(folder: Path, count: int, limit: int) -> None:
 def memory(folder: Path, count: int, limit: int) -> tuple[float, float]:
     """MiB of a driver before and after it has `count` candidates, the first arrays of them with Slurm."""
     script = f"""
-import resource
+import resource, sys
+sys.path.append({str(Path(__file__).parent)!r})
 from pynas.runtime.slurm import SlurmExecutor
-from pynas.runtime import slurm_jobs
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 executor = SlurmExecutor({str(folder / "tasks")!r}, {limit}, {{"slurm_nodelist": "n1"}})
 import submitit
 before = peak()
 for index in range({count}):
-    executor.submit(f"study/{{index}}", "time:sleep", {{"index": index}})
+    executor.submit(f"study/{{index}}", "empty:wait", {{"index": index}})
 list(executor.outcomes(5))
 executor.close(cancel=True)
 print(before, peak())

@@ -129,7 +129,7 @@ def work(world: World, communicator: Any, rounds: int) -> dict[str, Any]:
         made = {name: make(nn.BatchNorm2d(channels)) for name, make in kinds(world, communicator).items()}
         checked(world, made, channels, x)
         cases = {
-            name: timed(lambda layer=layer, x=x, gradient=gradient: layer(x).backward(gradient), REPEATS)  # type: ignore[misc]
+            name: timed(lambda layer=layer, x=x, gradient=gradient: layer(x).backward(gradient), REPEATS)
             for name, layer in made.items()
         }
         runs = harness.measure(cases, rounds)

@@ -45,6 +45,10 @@ def write_whole(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+class Locked(PynasError):
+    """Another process has the lock."""
+
+
 class FileLock:
     """The kernel's lock (`fcntl.flock`) on a file: it ends with its process, however that ends. A context manager."""
 
@@ -75,7 +79,7 @@ class FileLock:
             os.close(descriptor)
 
     def acquire(self) -> None:
-        """Take the lock. Raises PynasError where another process has it or the file cannot be written."""
+        """Take the lock. Raises Locked where another process has it, PynasError where the file cannot be written."""
         if self._descriptor is not None:
             raise RuntimeError(f"{self.what} is held by this object already")
         try:
@@ -87,7 +91,7 @@ class FileLock:
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
             os.close(descriptor)
-            raise PynasError(
+            raise Locked(
                 f"{self.what} is being driven by {holder}; wait for it or end it, or use another directory"
             ) from None
         except OSError as error:

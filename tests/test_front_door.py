@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run_pynas
 
 import pynas
 
@@ -111,9 +112,7 @@ def test_the_seams_hold() -> None:
 
 def test_space_and_count_speak_json() -> None:
     def run(*arguments: str) -> dict[str, object]:
-        done = subprocess.run(
-            [sys.executable, "-m", "pynas.cli", *arguments], capture_output=True, text=True, timeout=60
-        )
+        done = run_pynas(*arguments)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -149,9 +148,7 @@ WRONG = {
 def test_what_the_user_can_mend_is_one_message_and_exit_code_2(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pynas.cli", *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path
-    )
+    done = run_pynas(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
@@ -188,9 +185,7 @@ WRONG_CONFIG = {
 def test_a_wrong_study_is_refused_before_anything_is_done(text: str, message: str, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(CONFIG + text)
-    done = subprocess.run(
-        [sys.executable, "-m", "pynas.cli", "search", str(study)], capture_output=True, text=True, timeout=60
-    )
+    done = run_pynas("search", str(study))
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

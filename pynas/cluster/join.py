@@ -14,6 +14,8 @@ from pynas.ranks.beat import SET_UP
 from pynas.ranks.launch import Launch
 
 if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
     from pynas.ranks.placement import Placement
     from pynas.train.world import World
 
@@ -82,7 +84,7 @@ def _make(path: Path) -> str:
     return ""
 
 
-def _store(placement: Placement):  # type: ignore[no-untyped-def]  # torch.distributed.TCPStore, imported late
+def _store(placement: Placement) -> TCPStore:
     """Where the ranks meet: rank 0 listens on a free port of the address at which all others reach it."""
     from torch.distributed import TCPStore
 

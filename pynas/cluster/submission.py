@@ -1,6 +1,6 @@
 """A training that submits itself: one Slurm job whose ranks run the same command, found again and followed.
 
-RUN/slurm/job.json        {"job": "12", "nodes", "tasks_per_node"} of the last job
+RUN/slurm/job.json        {"job": "12", "nodes", "tasks_per_node", "trains"} of the last job
 RUN/slurm/12_0_log.out    what rank 0 printed, and beside it every rank's stdout (.out) and stderr (.err)
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pynas.errors import PynasError
-from pynas.files import FileLock, write_whole
+from pynas.files import FileLock, Locked, write_whole
 
 if TYPE_CHECKING:
     from pynas.runtime.slurm_jobs import JobState
@@ -39,16 +39,13 @@ LOOK_EVERY = 1.0  # seconds between two looks at a job that is followed
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A submitted training: its job and the folder of its logs."""
+    """A submitted training: its job, a hash of what that trains, and the folder of its logs."""
 
     job: str
     nodes: int
     tasks_per_node: int
+    trains: str
     folder: Path
-
-    @property
-    def output(self) -> Path:
-        return self.folder / f"{self.job}_0_log.out"
 
     @property
     def errors(self) -> Path:
@@ -87,20 +84,21 @@ def submitting(run: Path) -> Iterator[None]:
     while not lock.held:
         try:
             lock.acquire()
-        except PynasError:  # sbatch takes another process a moment
+        except Locked:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.2)
+            time.sleep(0.2)  # sbatch takes another process a moment
     try:
         yield
     finally:
         lock.release()
 
 
-def running(run: Path, nodes: int, tasks_per_node: int) -> TrainingJob | None:
-    """The training's job, where it has one that waits or runs. Raises PynasError where Slurm does not say.
+def running(run: Path, nodes: int, tasks_per_node: int, trains: str) -> TrainingJob | None:
+    """The training's job, where it has one that waits or runs.
 
-    One whose id was not written down, for its driver was killed in that instant, is found by its name.
+    Raises PynasError where Slurm does not say, or where that job trains something else than `trains`. One whose id was
+    not written down, for its driver was killed in that instant, is found by its name.
     """
     from pynas.runtime.slurm_jobs import find
 
@@ -111,16 +109,21 @@ def running(run: Path, nodes: int, tasks_per_node: int) -> TrainingJob | None:
     if found is None or (job is not None and state is None):
         raise PynasError(f"Slurm does not answer, so whether {run} has a job already is not known; try again later")
     if job is not None and state is not None and not is_over(state):
+        if job.trains != trains:
+            raise PynasError(
+                f"{run}: job {job.job} is at it with other settings; wait for it, end it with scancel {job.job}, or "
+                "name another directory with --dir"
+            )
         return job
     if not found:
         return None
-    job = TrainingJob(found[-1], nodes, tasks_per_node, folder)
+    job = TrainingJob(found[-1], nodes, tasks_per_node, trains, folder)
     job.record()
     return job
 
 
 def submit(
-    command: Sequence[str], run: Path, *, nodes: int, tasks_per_node: int, parameters: Mapping[str, Any]
+    command: Sequence[str], run: Path, nodes: int, tasks_per_node: int, trains: str, parameters: Mapping[str, Any]
 ) -> TrainingJob:
     """Submit ``pynas COMMAND`` as one job of nodes x tasks_per_node ranks.
 
@@ -156,7 +159,7 @@ def submit(
             job = executor.submit(run_command, list(command), os.getcwd())
     except Exception as error:  # submitit raises its own and subprocess's errors, with sbatch's words inside
         raise PynasError(f"sbatch refused the job: {refusal(error)}") from error
-    submitted = TrainingJob(str(job.job_id), nodes, tasks_per_node, folder)
+    submitted = TrainingJob(str(job.job_id), nodes, tasks_per_node, trains, folder)
     submitted.record()
     return submitted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pynas.errors import JobFailed, PynasError
 from pynas.nets.load import ModelSpec
 from pynas.ranks.launch import Launch
 from pynas.ranks.requeue import in_slurm_job, requeue
-from pynas.train.directory import RunDirectory, settings_of, settle
+from pynas.train.directory import RunDirectory, check_same, identity_of, settings_of
 from pynas.train.models import check_data
 from pynas.train.recipe import load_recipe
 from pynas.train.run import Listener, Silent
@@ -61,16 +62,16 @@ class Training:
     ) -> dict[str, dict[str, Any]] | None:
         """Train as a job of Slurm, whose ranks run `command`; the results, or None where nobody waits for them.
 
-        A training that has a job already gets no second one: that job is followed. Raises JobFailed where it ends
-        without the results.
+        A training that has a job already gets no second one: that job is followed. Raises PynasError where that job
+        trains something else, and JobFailed where it ends without the results.
         """
-        self.check(World(0, nodes * tasks_per_node, 0, nodes))
+        trains = self.check(World(0, nodes * tasks_per_node, 0, nodes))
         if not self.two_step and (results := self.results()) is not None:
             return results
         with submitting(self.path):
-            job = running(self.path, nodes, tasks_per_node)
+            job = running(self.path, nodes, tasks_per_node, trains)
             if job is None:
-                job = submit(command, self.path, nodes=nodes, tasks_per_node=tasks_per_node, parameters=parameters)
+                job = submit(command, self.path, nodes, tasks_per_node, trains, parameters)
                 say(f"job {job.job} submitted: {nodes} x {tasks_per_node} ranks; its log: {job.errors}")
             else:
                 say(f"job {job.job} is at it already: {job.nodes} x {job.tasks_per_node} ranks; its log: {job.errors}")
@@ -85,17 +86,22 @@ class Training:
             raise JobFailed(f"job {job.job} ended as {ended} without a result; see {job.errors}")
         return results
 
-    def check(self, world: World) -> None:
+    def check(self, world: World) -> str:
         """What would fail on the ranks fails here: data or batches that do not fit, a directory of another training.
 
-        The students of two steps are left to the job: what they learn from is not there yet.
+        The directories of two steps are left to the job: what the students learn from is not there yet. Returns what
+        tells this training from another; writes nothing, for a job may be at it.
         """
+        identities = [f"two_step={self.two_step}"]
         for spec, folder in zip(self.specs, run_folders(self.specs, self.path).values(), strict=True):
             recipe = load_recipe(self.recipe, of_network=spec.recipe, settings=self.settings)
             check_data(spec, self.data, recipe)
             world.batch_of_rank(recipe.batch_size)
-            if not self.two_step and (directory := RunDirectory(folder.absolute())).settings.exists():
-                settle(directory, settings_of(spec, recipe, self.data, self.seed, self.teacher, world))
+            settings = settings_of(spec, recipe, self.data, self.seed, self.teacher, world)
+            if not self.two_step:
+                check_same(RunDirectory(folder.absolute()), settings)
+            identities.append(identity_of(settings))
+        return hashlib.sha256("\n".join(identities).encode()).hexdigest()
 
     def results(self) -> dict[str, dict[str, Any]] | None:
         """The results of every run, once all are finished."""

@@ -38,8 +38,8 @@ class ProcessGroupReducer:
 class MPIReducer:
     """Over an mpi4py communicator, for tensors on the CPU.
 
-    MPI's own waiting spins, which where ranks outnumber cores keeps those from computing that are waited for: four
-    ranks on two busy cores trained three times as fast with this one, which spins briefly and then sleeps.
+    MPI's own waiting spins, which where ranks outnumber cores keeps those from computing that are waited for. This one
+    spins briefly and then sleeps.
 
     `comm`: an `mpi4py.MPI.Intracomm` of its own (`COMM_WORLD.Dup()`), so that no other message gets between.
     """

@@ -7,9 +7,11 @@ way. Executors know nothing of networks, and whatever they add (processes, jobs,
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ class Executor(Protocol):
     """Runs tasks, `slots` of them at once, in no particular order.
 
     Executors are used from one thread. They move tasks along only inside `submit`, `outcomes` and `close`: a driver
-    that computes for minutes between two calls may leave slots idle, but loses nothing.
+    that computes for minutes between two calls may leave slots idle, but loses nothing. As a context manager it is
+    closed at the end of the block, and cancels what runs where the block raised.
     """
 
     slots: int  # how many tasks run at once
 
+    @abstractmethod
     def submit(self, key: str, function: str, payload: Mapping[str, Any]) -> None:
         """Hand over a task; it starts as soon as a slot is free.
 
@@ -74,6 +78,7 @@ class Executor(Protocol):
         """
         ...
 
+    @abstractmethod
     def outcomes(self, timeout: float | None = None) -> Iterator[Event]:
         """Events as they come: per key an optional `Started`, any number of `Progress`, then one `Done` or `Failed`.
 
@@ -82,6 +87,7 @@ class Executor(Protocol):
         """
         ...
 
+    @abstractmethod
     def close(self, *, cancel: bool = False) -> None:
         """Let running tasks finish, or end them at once if `cancel`; tasks that wait for a slot are dropped.
 
@@ -89,3 +95,11 @@ class Executor(Protocol):
         cancelled and dropped tasks yield none. Closing twice does no harm.
         """
         ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(cancel=kind is not None)

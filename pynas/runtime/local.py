@@ -15,23 +15,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pynas.cores import available_cores
 from pynas.errors import PynasError
-from pynas.runtime.executor import Done, Event, Failed, Progress, Started
+from pynas.runtime.executor import Done, Event, Executor, Failed, Progress, Started
 from pynas.runtime.task import TaskFolder
 
 GRACE = 3.0  # seconds a worker gets between being asked to end and being killed
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Runs tasks in `workers` processes that live as long as the executor, because importing torch takes seconds.
 
     A worker starts with the first task for it, with the Python path and environment of the driver and
     ``OMP_NUM_THREADS`` set to its share of the cores. One that dies takes only its task with it: the next task for
-    its slot starts another. Implements `pynas.runtime.executor.Executor`.
+    its slot starts another.
 
     Args:
         folder: where tasks keep their folders, usually ``STUDY/tasks``; made if absent.
@@ -102,14 +101,6 @@ class LocalExecutor:
         deadline = time.monotonic() + GRACE
         for worker in workers:
             worker.end(deadline)
-
-    def __enter__(self) -> LocalExecutor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close(cancel=kind is not None)
 
     def _in_flight(self) -> bool:
         return bool(self._waiting) or any(worker.folder for worker in self._workers)

@@ -21,7 +21,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pynas.cores import available_cores
@@ -31,7 +30,7 @@ from pynas.ranks.placement import Placement, place
 from pynas.ranks.startup import check
 from pynas.ranks.supervisor import beat
 from pynas.runtime import mpi_rank
-from pynas.runtime.executor import Done, Event, Failed, Progress, Started
+from pynas.runtime.executor import Done, Event, Executor, Failed, Progress, Started
 from pynas.runtime.progress import Tail
 from pynas.runtime.task import TaskFolder, describe
 
@@ -45,11 +44,10 @@ BACKOFF = 0.02
 PATIENCE = 5.0  # seconds that a network file system gets to show a result that another node has written
 
 
-class MPIExecutor:
+class MPIExecutor(Executor):
     """Runs tasks on the ranks of `ranks`, one at a time on each.
 
-    A rank keeps its worker process between tasks, because importing torch takes seconds. Implements
-    `pynas.runtime.executor.Executor`.
+    A rank keeps its worker process between tasks, because importing torch takes seconds.
 
     Args:
         folder: where tasks keep their folders, on a file system that all ranks share; made if absent.
@@ -123,14 +121,6 @@ class MPIExecutor:
         self._end_workers()
         for order in orders:
             order.wait()
-
-    def __enter__(self) -> MPIExecutor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close(cancel=kind is not None)
 
     def _dispatch(self) -> None:
         while self._waiting and len(self._running) < self.slots:

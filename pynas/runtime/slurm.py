@@ -9,12 +9,11 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pynas.errors import PynasError
 from pynas.runtime import slurm_jobs
-from pynas.runtime.executor import Done, Event, Failed, Progress, Started
+from pynas.runtime.executor import Done, Event, Executor, Failed, Progress, Started
 from pynas.runtime.slurm_arrays import Array, Job, reason
 from pynas.runtime.slurm_submit import Submitter
 from pynas.runtime.task import TaskFolder, digest
@@ -29,8 +28,8 @@ SILENCE = 20.0  # seconds without an answer from Slurm after which whoever watch
 AGAIN = 5.0  # seconds until a submission is tried again that Slurm had no time for
 
 
-class SlurmExecutor:
-    """Runs tasks as jobs of Slurm, `workers` of them at once. Implements `pynas.runtime.executor.Executor`.
+class SlurmExecutor(Executor):
+    """Runs tasks as jobs of Slurm, `workers` of them at once.
 
     What is submitted between two looks goes out as one job array. A driver that is killed leaves its jobs running, and
     an executor on the same folder finds them: what is asked of it again it watches and does not submit.
@@ -138,14 +137,6 @@ class SlurmExecutor:
                 time.sleep(PAUSES[0])
         slurm_jobs.wait_until_gone((job.id for array in self._finished for job in array.jobs.values()), GONE)
         self._clean(set())
-
-    def __enter__(self) -> SlurmExecutor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close(cancel=kind is not None)
 
     def _recover(self) -> None:
         """Take over what an earlier driver has submitted."""

@@ -90,36 +90,48 @@ def _plain_model(spec: ModelSpec) -> dict[str, Any]:
 def settle(directory: RunDirectory, settings: dict[str, Any]) -> str:
     """Write down what is trained, or check it against what was; returns the training's identity.
 
-    A directory without a checkpoint or a result has nothing to lose, and takes the new settings.
+    For whoever holds the directory's lock. A directory without a checkpoint or a result has nothing to lose, and takes
+    the new settings.
     """
-
-    def essence(values: dict[str, Any]) -> dict[str, Any]:
-        recipe = {key: value for key, value in values["recipe"].items() if key not in EXECUTION}
-        models = {key: values[key] and {**values[key], "weights": None} for key in ("model", "teacher")}
-        nodes = {} if values.get("nodes", 1) == 1 else {"nodes": values["nodes"]}  # as before there were several
-        others = {key: value for key, value in values.items() if key not in ("nodes", "ranks")}
-        return json.loads(json.dumps({**others, **models, "recipe": recipe, **nodes}))
-
-    begun = directory.result.exists() or any(directory.checkpoints.glob("step_*.pt"))
-    if begun:
-        try:
-            recorded = essence(json.loads(directory.settings.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise PynasError(f"{directory.path}: {directory.settings.name} is missing or damaged") from None
-        given = essence(settings)
-        absent = {"nodes": 1}  # what a key that is not there stands for
-        changed = [
-            text
-            for key in recorded | given
-            for text in _differences(key, recorded.get(key, absent.get(key)), given.get(key, absent.get(key)))
-        ]
-        if changed:
-            raise PynasError(
-                f"{directory.path}: this training began with other settings: {'; '.join(changed)}. Name another "
-                f"directory with --dir to begin anew, or put them back; only {' and '.join(EXECUTION)} may change"
-            )
+    check_same(directory, settings)
     write_whole(directory.settings, json.dumps(settings, indent=1) + "\n")
-    return hashlib.sha256(json.dumps(essence(settings), sort_keys=True).encode()).hexdigest()
+    return identity_of(settings)
+
+
+def identity_of(settings: dict[str, Any]) -> str:
+    """A hash of what decides a training's outcome: two with the same one are the same training."""
+    return hashlib.sha256(json.dumps(_essence(settings), sort_keys=True).encode()).hexdigest()
+
+
+def check_same(directory: RunDirectory, settings: dict[str, Any]) -> None:
+    """Raises PynasError where the directory holds something of a training with other settings; writes nothing."""
+    if not directory.result.exists() and not any(directory.checkpoints.glob("step_*.pt")):
+        return
+    try:
+        recorded = _essence(json.loads(directory.settings.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise PynasError(f"{directory.path}: {directory.settings.name} is missing or damaged") from None
+    given = _essence(settings)
+    absent = {"nodes": 1}  # what a key that is not there stands for
+    changed = [
+        text
+        for key in recorded | given
+        for text in _differences(key, recorded.get(key, absent.get(key)), given.get(key, absent.get(key)))
+    ]
+    if changed:
+        raise PynasError(
+            f"{directory.path}: this training began with other settings: {'; '.join(changed)}. Name another "
+            f"directory with --dir to begin anew, or put them back; only {' and '.join(EXECUTION)} may change"
+        )
+
+
+def _essence(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings less what may change between two sittings of one training."""
+    recipe = {key: value for key, value in settings["recipe"].items() if key not in EXECUTION}
+    models = {key: settings[key] and {**settings[key], "weights": None} for key in ("model", "teacher")}
+    nodes = {} if settings.get("nodes", 1) == 1 else {"nodes": settings["nodes"]}  # as before there were several
+    others = {key: value for key, value in settings.items() if key not in ("nodes", "ranks")}
+    return json.loads(json.dumps({**others, **models, "recipe": recipe, **nodes}))
 
 
 def _differences(key: str, old: Any, new: Any) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import run_pynas
 from pydantic import ValidationError
 from trees import damage, jpeg, shards, tree
 
@@ -319,19 +320,14 @@ def test_more_withheld_than_there_is(tmp_path: Path) -> None:
         contents(folder(tmp_path, withhold=8))
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from pynas.cli import main; sys.argv[0] = 'pynas'; main()"
-    return subprocess.run([sys.executable, "-c", code, "data", *arguments], capture_output=True, text=True, check=False)
-
-
 def test_the_command_tells_what_is_there_and_what_is_bad(tmp_path: Path) -> None:
     tree(tmp_path, {"train": 3, "val": 1})
     damage(tmp_path / "train/class2/001.jpg", "garbage")
-    done = run("folder", "--path", str(tmp_path), "--check", "--json")
+    done = run_pynas("data", "folder", "--path", str(tmp_path), "--check", "--json")
     found = json.loads(done.stdout)
     assert found["images"] == {"train": 12, "validation": 4}
     assert found["bad"] == {str(tmp_path / "train/class2/001.jpg"): "not an image"}
-    wrong = run("folder", "--path", str(tmp_path / "nowhere"))
+    wrong = run_pynas("data", "folder", "--path", str(tmp_path / "nowhere"))
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == f"pynas: data.path: {tmp_path}/nowhere: not there\n"
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from command_line import run_pynas
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -27,10 +29,9 @@ def start(study: Path, directory: Path, **options: Any) -> subprocess.Popen[str]
 
 
 def run(study: Path, directory: Path) -> dict[str, Any]:
-    process = start(study, directory)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return json.loads(out)
+    done = run_pynas("search", str(study), "--dir", str(directory), "--json", timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def trainings(directory: Path) -> dict[str, tuple[int, int]]:

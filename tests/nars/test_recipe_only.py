@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-from search_examples import EXAMPLES, run, start
+from command_line import run_pynas
+from search_examples import EXAMPLES, run
 
 import pynas
 from pynas.study.directory import StudyDirectory
@@ -53,17 +52,16 @@ def test_recipe_only_search_takes_any_torch_model_and_its_answer_trains_it(tmp_p
     text = text.replace("space: tiny.yaml", "space: tiny.yaml\nmodel: mine:make_model")
     text = text.replace('small: {flops: ":60k"}', "any: {}").replace('  large: {flops: "60k:"}\n', "")
     study.write_text(text.replace("iterations: 2", "iterations: 1"))
-    process = start(study, tmp_path / "directory", cwd=tmp_path)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    winner = json.loads(out)["winners"]["any"]
+    done = run_pynas("search", "study.yaml", "--dir", "directory", "--json", cwd=tmp_path, timeout=240)
+    assert done.returncode == 0, done.stderr
+    winner = json.loads(done.stdout)["winners"]["any"]
     assert (winner["architecture"], winner["model"]) == (None, "mine:make_model")
     assert 0 < winner["final"]["accuracy"] <= 1
     trials = Study.open(StudyDirectory.open(tmp_path / "directory"), read_only=True).trials()
     assert len({tuple(trial.genome) for trial in trials}) == 4
-    command = [sys.executable, "-m", "pynas.cli", "train", "--model", "mine:make_model", "--data", "digits"]
+    command = ["train", "--model", "mine:make_model", "--data", "digits"]
     command += ["--recipe", "directory/winners/any.yaml", "--set", "epochs=1", "--dir", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = run_pynas(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     trained = json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]
     assert {key: trained[key] for key in winner["recipe"]} == winner["recipe"]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run_pynas
 from search_examples import EXAMPLES, run, start, trainings
 
 import pynas
@@ -97,12 +96,11 @@ def test_other_settings_on_a_study_are_refused(undisturbed: tuple[Path, dict[str
     other.write_text(
         (EXAMPLES / "study.yaml").read_text().replace("seed: 0", "").replace("candidates: 4", "candidates: 5")
     )
-    process = start(other, directory)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "this study began with other settings: " in err
-    assert "candidates (4 -> 5)" in err
-    assert err.count("\n") == 1
+    done = run_pynas("search", str(other), "--dir", str(directory), "--json")
+    assert done.returncode == 2
+    assert "this study began with other settings: " in done.stderr
+    assert "candidates (4 -> 5)" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_study_moves_with_its_files(undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -130,9 +128,7 @@ def test_a_damaged_study_is_one_clear_line(
     study = tmp_path / "study"
     shutil.copytree(undisturbed[0], study)
     (study / file).write_text(content)
-    done = subprocess.run(
-        [sys.executable, "-m", "pynas.cli", "evolve", str(study)], capture_output=True, text=True, timeout=60
-    )
+    done = run_pynas("evolve", str(study))
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
@@ -140,9 +136,8 @@ def test_a_damaged_study_is_one_clear_line(
 
 def test_evolve_answers_for_a_new_budget_from_a_finished_study(undisturbed: tuple[Path, dict[str, Any]]) -> None:
     directory, _ = undisturbed
-    command = [sys.executable, "-m", "pynas.cli", "evolve", str(directory), "--json", "--top", "3"]
     budget = ["--budget", "flops=40k:80k", "--budget", "params=:6k"]
-    done = subprocess.run(command + budget, capture_output=True, text=True, check=True)
+    done = run_pynas("evolve", str(directory), "--json", "--top", "3", *budget)
     answers = json.loads(done.stdout)["answers"]
     assert len(answers) == 3
     for answer in answers:

@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from command_line import run_pynas
 from search_examples import EXAMPLES, run, short_study, start, trainings
 
 from pynas.study.directory import StudyDirectory
@@ -72,10 +73,10 @@ def test_a_mistake_can_be_put_right_before_the_first_training(tmp_path: Path) ->
         good.replace("train: 200", "train: 9999"): "pynas: data.train: got 9999, digits has 1437",
     }.items():
         study.write_text(wrong)
-        _, err = (process := start(study, tmp_path / "directory")).communicate(timeout=60)
-        assert process.returncode == 2, err
-        assert message in err
-        assert err.count("\n") == 1
+        done = run_pynas("search", str(study), "--dir", str(tmp_path / "directory"))
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
     run(short_study(tmp_path), tmp_path / "directory")
 
 

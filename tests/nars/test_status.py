@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_pynas
 from search_examples import EXAMPLES, start
 
 from pynas.errors import PynasError
@@ -51,7 +50,7 @@ def states(status: Status) -> str:
 
 
 def command(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "pynas", "status", *arguments], capture_output=True, text=True)
+    done = run_pynas("status", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

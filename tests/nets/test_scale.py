@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import run_pynas
 
 from pynas.errors import PynasError
 from pynas.nets.scale import CLOSE, Scaled, compound_scale, scale_to
@@ -145,7 +144,7 @@ def test_the_command_line_writes_a_network_that_counts_and_keeps_its_recipe(tmp_
     source, target = tmp_path / "winner.yaml", tmp_path / "larger.yaml"
     source.write_text(format_network(E, RECIPE, name="winner"))
     arguments = ["scale", str(source), "--flops", "1200M", "--out", str(target), "--json"]
-    done = subprocess.run([sys.executable, "-m", "pynas.cli", *arguments], capture_output=True, text=True, timeout=60)
+    done = run_pynas(*arguments)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     architecture, recipe = load_design(target)
@@ -156,11 +155,7 @@ def test_the_command_line_writes_a_network_that_counts_and_keeps_its_recipe(tmp_
 
 
 def test_the_command_line_says_what_it_reached(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pynas.cli", "scale", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-    far = run("fbnetv3_e", "--flops", "840M")  # between E and E with one more block a stage
+    far = run_pynas("scale", "fbnetv3_e", "--flops", "840M")  # between E and E with one more block a stage
     assert far.returncode == 0
     assert "from the target of 840M" in far.stdout
     assert "no network of this scaling is nearer" in far.stdout
@@ -171,7 +166,7 @@ def test_the_command_line_says_what_it_reached(tmp_path: Path) -> None:
             "cannot be written: there is no folder",
         ),
     ):
-        done = run(*arguments)
+        done = run_pynas("scale", *arguments)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert message in done.stderr
 

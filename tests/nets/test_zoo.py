@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import run_pynas
 
 from pynas.errors import PynasError
 from pynas.space.architecture import Architecture, round_channels
@@ -166,8 +167,7 @@ def test_what_no_network_can_have_is_an_error(change: dict[str, object], message
 
 def test_the_command_line_counts_with_every_option() -> None:
     options = ["--resolution", "256", "--padding", "same", "--classes", "10", "--input-channels", "1", "--small-input"]
-    command = [sys.executable, "-m", "pynas.cli", "count", "fbnetv3_b", *options, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = run_pynas("count", "fbnetv3_b", *options, "--json")
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout)
     given = {"resolution": 256, "padding": "same", "classes": 10, "input_channels": 1, "small_input": True}

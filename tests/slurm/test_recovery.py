@@ -15,6 +15,7 @@ from test_executor import PATIENCE, events_of, job_of, make, reports
 
 from pynas.runtime import slurm_jobs
 from pynas.runtime.executor import Done, Failed
+from pynas.runtime.slurm_arrays import Job
 from pynas.runtime.task import TaskFolder
 
 __all__ = ["make"]  # the fixture
@@ -86,6 +87,14 @@ def test_a_job_that_slurm_has_forgotten_is_a_failed_task(make, slurm, tmp_path):
     assert events_of(executor)["1/0"][-1] == Done("1/0", 0)
 
 
+def test_a_failure_counts_for_the_array_that_it_came_from(tmp_path):
+    folder = TaskFolder(tmp_path, "1/0")
+    folder.failure.parent.mkdir(parents=True)
+    folder.failure.write_text(json.dumps({"reason": "loss is nan", "kind": "exception", "array": "first"}))
+    jobs = [Job(folder, "slurm_tasks:mark", "digest", array=token) for token in ("first", "second")]
+    assert [job.failure() for job in jobs] == ["loss is nan", None]
+
+
 def test_a_job_of_another_payload_is_cancelled(make, slurm, tmp_path):
     run_driver(tmp_path, "watching", 1)
     job = job_of(tmp_path, "1/0")["job"]
@@ -115,14 +124,13 @@ def test_a_controller_that_is_silent_for_a_while_loses_no_job(make, slurm, tmp_p
 
 
 def test_a_task_runs_again_whose_node_died_or_whose_job_was_requeued(make, slurm, tmp_path):
-    """Slurm requeues the first two itself; the third may not be requeued, and is submitted anew."""
+    """Slurm requeues the first two itself; the others may not be requeued: they are submitted anew, if wanted."""
     until = tmp_path / "go"
     executor, other = make(1, parameters={"slurm_nodelist": "n1"}), make(2, parameters={"slurm_nodelist": "n2"})
-    last = type(executor)(
-        tmp_path / "other" / "tasks",
-        parameters={"slurm_nodelist": "n2", "slurm_additional_parameters": {"no-requeue": True}},
-    )
-    submitted = {"requeued": executor, "on the node": other, "lost": last}
+    final = {"slurm_nodelist": "n2", "slurm_additional_parameters": {"no-requeue": True}}
+    last = type(executor)(tmp_path / "other" / "tasks", parameters=final)
+    once = type(executor)(tmp_path / "once" / "tasks", parameters=final, retries=0)
+    submitted = {"requeued": executor, "on the node": other, "lost": last, "given-up": once}
     for name, one in submitted.items():
         runs = str(tmp_path / name)
         one.submit(name.replace(" ", "-"), "slurm_tasks:mark", {"runs": runs, "until": str(until)})
@@ -133,6 +141,11 @@ def test_a_task_runs_again_whose_node_died_or_whose_job_was_requeued(make, slurm
     slurm.start_node("n2")
     slurm.client("scontrol", "update", "NodeName=n2", "State=RESUME")
     until.touch()
+    with once:
+        given_up = events_of(submitted.pop("given-up"))["given-up"][-1]
+    assert isinstance(given_up, Failed)
+    assert "NODE_FAIL" in given_up.reason
+    assert (tmp_path / "given-up").read_text() == "ran\n"
     for name, one in submitted.items():
         events = events_of(one)
         assert events[name.replace(" ", "-")][-1] == Done(name.replace(" ", "-"), 0)

@@ -196,6 +196,26 @@ def test_a_signal_before_the_first_step_waits_for_it(slurm: Cluster, tmp_path: P
     assert 1 <= int(str(rows(tmp_path / "run", "resumed")[0]["step"])) <= 2
 
 
+def test_other_settings_do_not_touch_a_training_that_a_job_is_at(slurm: Cluster, tmp_path: Path) -> None:
+    slurm.client("scontrol", "update", "PartitionName=main", "State=DOWN")  # jobs wait
+    try:
+        assert start_slow(tmp_path, "--detach").wait(PATIENCE) == 0
+        job = job_of(tmp_path)
+        files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")}
+        other = start_slow(tmp_path, "--detach", epochs=4)
+        _, err = other.communicate(timeout=PATIENCE)
+        assert other.returncode == 2
+        assert f"run: job {job} is at it with other settings" in err
+        assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")} == files
+        same = start_slow(tmp_path, "--detach", "--json")
+        _, err = same.communicate(timeout=PATIENCE)
+        assert same.returncode == 0, err
+        assert f"job {job} is at it already" in err
+    finally:
+        slurm.client("scancel", "--state=PENDING")
+        slurm.client("scontrol", "update", "PartitionName=main", "State=UP")
+
+
 def test_scancel_ends_a_training_for_good_and_the_command_goes_on(slurm: Cluster, tmp_path: Path) -> None:
     process = start_slow(tmp_path)
     job = job_of(tmp_path)

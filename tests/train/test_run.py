@@ -6,9 +6,10 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from pynas.errors import PynasError
 from pynas.nets.load import ModelSpec
 from pynas.train.config import TrainingRecipe
 from pynas.train.log import read_log
+from pynas.train.loop import Evaluation, Trainer
 from pynas.train.run import RunDirectory, Stopped, train_model
 
 SPEC = ModelSpec.of(small(), name="net")
@@ -116,6 +118,26 @@ def test_stopped_in_the_middle_of_an_epoch_it_goes_on_from_that_step(
     assert stopped["step"] == resumed["step"]
     assert stopped["step"] % 40  # in the middle of an epoch
     assert_same_bits(undisturbed, directory.path)
+
+
+def test_a_stop_cuts_evaluating_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten seconds' notice, evaluating a large network on all of ImageNet's validation images would take all."""
+    taken = []
+    evaluate = Trainer.evaluate
+
+    def told_to_stop(self: Trainer, network: torch.nn.Module, batches: Iterable[Any]) -> Evaluation:
+        def passed_on() -> Iterator[Any]:
+            for batch in batches:
+                os.kill(os.getpid(), signal.SIGTERM)
+                taken.append(batch)
+                yield batch
+
+        return evaluate(self, network, passed_on())
+
+    monkeypatch.setattr(Trainer, "evaluate", told_to_stop)
+    with pytest.raises(Stopped):
+        train_model(SPEC, RECIPE, DATA, tmp_path / "run")
+    assert len(taken) == 1
 
 
 def test_sigusr1_writes_a_checkpoint_and_the_training_goes_on(undisturbed: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from train_examples import ENVIRONMENT, pynas, small, write_network
+from command_line import run_pynas
+from train_examples import ENVIRONMENT, small, write_network
 
 from pynas.data.config import DataConfig
 from pynas.errors import PynasError
@@ -40,14 +41,14 @@ def test_two_epochs_on_digits_reach_seventy_per_cent(tmp_path: Path) -> None:
 
 def test_a_users_model_trains_and_its_weights_load(tmp_path: Path) -> None:
     (tmp_path / "mypackage.py").write_text(MINE)
-    done = pynas("train", "--model", "mypackage:make_model", *DIGITS, *SET, "--json", cwd=tmp_path)
+    done = run_pynas("train", "--model", "mypackage:make_model", *DIGITS, *SET, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)["mypackage.make_model"]
     assert result["directory"] == "runs/mypackage.make_model" or Path(result["directory"]).is_absolute()
     assert Path(result["curve_plot"]).read_bytes().startswith(b"\x89PNG")
     assert "images/s" in done.stderr
     assert "waiting for data" in done.stderr
-    again = pynas("train", "--model", "mypackage:make_model", *DIGITS, *SET, "--json", cwd=tmp_path)
+    again = run_pynas("train", "--model", "mypackage:make_model", *DIGITS, *SET, "--json", cwd=tmp_path)
     assert json.loads(again.stdout)["mypackage.make_model"]["curve"] == result["curve"]
 
 
@@ -154,7 +155,7 @@ def test_two_steps_the_largest_teaches_all_itself_included(tmp_path: Path) -> No
     write_network(tmp_path, "little")
     large = tmp_path / "large.yaml"
     large.write_text((tmp_path / "little.yaml").read_text().replace("name: little", "name: large").replace("24", "32"))
-    done = pynas("train", "little.yaml", "large.yaml", "--distill", "--dir", "out", *DIGITS, *SET, cwd=tmp_path)
+    done = run_pynas("train", "little.yaml", "large.yaml", "--distill", "--dir", "out", *DIGITS, *SET, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "step 1: large.yaml on labels" in done.stderr
     out = tmp_path / "out"
@@ -167,7 +168,7 @@ def test_two_steps_the_largest_teaches_all_itself_included(tmp_path: Path) -> No
     assert settings["large"]["model"] == settings[TEACHER]["model"]
     first, second = (read_log(out / name / "log.jsonl")[0]["loss"] for name in (TEACHER, "large"))
     assert first != second
-    again = pynas("train", "little.yaml", "large.yaml", "--distill", "--dir", "out", *DIGITS, *SET, cwd=tmp_path)
+    again = run_pynas("train", "little.yaml", "large.yaml", "--distill", "--dir", "out", *DIGITS, *SET, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
 
 

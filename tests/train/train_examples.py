@@ -1,8 +1,6 @@
 """Small architectures, recipes and payloads to train with."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +56,3 @@ def write_network(folder: Path, name: str = "net", **sizes: int) -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(f"{head}stages: |\n{rows}\n")
     return path
-
-
-def pynas(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command line, on one thread."""
-    command = [sys.executable, "-m", "pynas.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=cwd, env=ENVIRONMENT)
