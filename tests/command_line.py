@@ -13,8 +13,11 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
 
-import torch  # here once rather than in each process
+# Here once rather than in each process: what training imports on its way, which are seconds.
+import sklearn.datasets  # noqa: F401
+import torch._dynamo
 
+import pynas.report.curve  # noqa: F401
 from pynas.cli import main
 
 # On a busy machine torch's threads spin while they wait for one another, and tests take minutes.

@@ -14,6 +14,7 @@ import tempfile
 import urllib.request
 import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from pynas.errors import PynasError
@@ -89,14 +90,21 @@ def describe(name: str) -> dict[str, str]:
             "verified": f"sha256 of {len(SHA256)} files",
         }
     if name == "digits":
-        try:
-            from sklearn import datasets
-        except ModuleNotFoundError:
-            raise PynasError("data digits: is part of scikit-learn; pip install 'pynas-nars[train]'") from None
-        folder = str(Path(datasets.__file__).parent / "data")
+        folder = str(digits_file().parent)
         images = "1 617 to train and validate, 180 to test; 8 x 8, 10 classes"
         return {"name": name, "folder": folder, "images": images, "verified": "part of scikit-learn"}
     raise PynasError(f"data {name!r}: allowed: fashion-mnist, digits")
+
+
+def digits_file() -> Path:
+    """The table that `sklearn.datasets.load_digits` reads: 64 pixels of 0 to 16 a line, then the label.
+
+    Not read by it, for importing scikit-learn takes each worker longer than training on these images does.
+    """
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise PynasError("data digits: is part of scikit-learn; pip install 'pynas-nars[train]'")
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
 def locate() -> Path | None:

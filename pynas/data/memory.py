@@ -18,7 +18,7 @@ from torch import Tensor
 from pynas.data.augment import auto_augment, resize, shift_and_flip
 from pynas.data.batches import MEMORY_FORMAT, WHOLE, Batch, Share
 from pynas.data.config import Augmentation, DataConfig
-from pynas.data.fetch import fetch, locate, read_verified
+from pynas.data.fetch import digits_file, fetch, locate, read_verified
 from pynas.data.split import choose_classes, stratified_order, withheld
 from pynas.errors import PynasError
 from pynas.randomness import generator
@@ -195,15 +195,12 @@ def _fashion_mnist(part: str) -> Arrays:
 
 
 def _digits(*, test: bool) -> Arrays:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise PynasError("data.name: digits needs scikit-learn: pip install 'pynas-nars[data]'") from None
-    values, labels = load_digits(return_X_y=True)
+    table = np.loadtxt(digits_file(), delimiter=",")
+    values, labels = table[:, :-1], table[:, -1].astype(np.int64)
     images = (values * (255.0 / 16.0)).round().astype(np.uint8).reshape(-1, 1, 8, 8)  # stored as 0 to 16
-    order = stratified_order(labels.astype(np.int64), DIGITS_TEST_SEED)
+    order = stratified_order(labels, DIGITS_TEST_SEED)
     chosen = order[:DIGITS_TEST] if test else order[DIGITS_TEST:]
-    return images[chosen], labels[chosen].astype(np.int64)
+    return images[chosen], labels[chosen]
 
 
 def _source(config: DataConfig) -> Source:

@@ -6,10 +6,13 @@ import json
 import os
 import socket
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from pynas.ranks.launch import Launch
+
+HEARD = 0.5  # seconds for a launcher to pass on what was said
 
 
 def say(text: str) -> None:
@@ -41,6 +44,7 @@ def end_others(launch: Launch, code: int) -> None:
     --kill-on-bad-exit or for scancel.
     """
     if launch.launcher == "mpirun" and (descriptor := os.environ.get("PMI_FD", "")).isdecimal():
+        time.sleep(HEARD)  # hydra drops what it has not read of the ranks' output when it aborts
         with suppress(OSError):
             os.write(int(descriptor), f"cmd=abort exitcode={code}\n".encode())
     job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from pynas.data.config import DataConfig
 from pynas.data.memory import load, load_test, stratified_order
@@ -23,6 +24,18 @@ def test_digits_are_split_into_disjoint_parts_that_hold_all_of_it() -> None:
     assert dataset.train_labels.dtype == torch.int64
     assert (dataset.channels, dataset.size, dataset.classes, dataset.flip) == (1, 8, 10, False)
     assert dataset.train_images.max().item() == 255
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    values, labels = load_digits(return_X_y=True)
+    dataset = load(DataConfig(name="digits"))
+    test_images, test_labels = load_test(DataConfig(name="digits"))
+    ours = torch.cat([dataset.train_images, dataset.validation_images, test_images]).flatten(1).double() * 16 / 255
+    ours = torch.cat(
+        [ours.round(), torch.cat([dataset.train_labels, dataset.validation_labels, test_labels])[:, None]], 1
+    )
+    theirs = np.concatenate([values, labels[:, None]], 1)
+    assert sorted(map(tuple, ours.tolist())) == sorted(map(tuple, theirs.tolist()))
 
 
 def test_digits_are_the_pictures_of_their_labels() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_pynas
 
 from pynas.ranks.launch import detect
 from pynas.runtime.mpi_rank import without_rank
@@ -212,9 +213,7 @@ def test_a_search_whose_driver_was_killed_goes_on_and_finds_what_a_local_one_fin
     out, errors = farm.communicate(timeout=PATIENCE)
     assert farm.returncode == 0, errors
     assert finished.items() <= results().items()
-    local = subprocess.run(
-        [sys.executable, *command, str(tmp_path / "local")], env=environment(), capture_output=True, text=True
-    )
+    local = run_pynas(*command[2:], str(tmp_path / "local"))
     assert local.returncode == 0, local.stderr
     assert json.loads(out)["winners"] == json.loads(local.stdout)["winners"]
     assert json.loads(out)["iterations"] == json.loads(local.stdout)["iterations"]

@@ -84,19 +84,17 @@ def test_most_candidates_failing_ends_the_search_with_the_reason(tmp_path: Path)
     table = (EXAMPLES / "tiny.yaml").read_text()
     (tmp_path / "tiny.yaml").write_text(table.replace("(20, 30) * 1e-3", "(20, 30) * 1e15"))  # diverges at once
     shutil.copy(EXAMPLES / "study.yaml", tmp_path)
-    process = start(tmp_path / "study.yaml", tmp_path / "directory")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "the search stopped: iteration 1 of 2: 3 of 4 candidates failed" in err
-    assert "FloatingPointError" in err
-    assert "Traceback" not in err
+    done = run_pynas("search", str(tmp_path / "study.yaml"), "--dir", str(tmp_path / "directory"))
+    assert done.returncode == 1
+    assert "the search stopped: iteration 1 of 2: 3 of 4 candidates failed" in done.stderr
+    assert "FloatingPointError" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_data_that_do_not_fit_the_networks_are_refused_before_training(tmp_path: Path) -> None:
     table = (EXAMPLES / "tiny.yaml").read_text()
     (tmp_path / "tiny.yaml").write_text(table.replace("| 10         |", "| 3          |"))
     shutil.copy(EXAMPLES / "study.yaml", tmp_path)
-    process = start(tmp_path / "study.yaml", tmp_path / "directory")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert err == "pynas: architecture: got 3 classes, digits has 10\n"
+    done = run_pynas("search", str(tmp_path / "study.yaml"), "--dir", str(tmp_path / "directory"))
+    assert done.returncode == 2
+    assert done.stderr == "pynas: architecture: got 3 classes, digits has 10\n"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from cluster import Cluster
+from command_line import run_pynas
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds; half a minute is usual
@@ -43,13 +43,7 @@ def test_the_batch_script_goes_on_after_its_time_limit_and_finds_what_one_machin
     slurm.client("scancel", "--batch", "--signal=USR1", job)
     slurm.wait_for(lambda: "the job goes back into the queue" in log.read_text(), "the script has heard it")
 
-    near = subprocess.run(
-        [sys.executable, "-m", "pynas", "search", "study.yaml", "--dir", "near", "--executor", "local"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    near = run_pynas("search", "study.yaml", "--dir", "near", "--executor", "local", cwd=tmp_path)
     assert near.returncode == 0, near.stderr
 
     def state() -> str:

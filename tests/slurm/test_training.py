@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from cluster import Cluster
+from command_line import run_pynas
 from safetensors.torch import load_file
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,18 +47,8 @@ def settings(*values: str) -> list[str]:
     return [text for value in values for text in ("--set", value)]
 
 
-def pynas(folder: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pynas", "train", *arguments]
-
-
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        pynas(folder, *arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=PATIENCE
-    )
 
 
 def wait_for(condition: Callable[[], object], what: Callable[[], str]) -> None:
@@ -82,10 +73,11 @@ def test_two_nodes_of_two_ranks_equal_one_process(slurm: Cluster, tmp_path: Path
     """Batch-norm and gradients over 2 x 2 ranks: what one process computes on the whole batch, at the scaled rate."""
     write_network(tmp_path)
     recipe = settings(*QUIET, "batch_size=32", "lr=0.02", "optimizer=SGD")
-    many = run(tmp_path, "net.yaml", "--dir", "many", *DIGITS, *recipe, *RANKS, "--json")
+    command = ["train", "net.yaml", "--dir", "many", *DIGITS, *recipe, *RANKS, "--json"]
+    many = run_pynas(*command, cwd=tmp_path)
     assert many.returncode == 0, many.stderr + logs(tmp_path)
     whole = settings(*QUIET, "batch_size=64", "lr=0.04", "optimizer=SGD")
-    one = run(tmp_path, "net.yaml", "--dir", "one", *DIGITS, *whole, "--json")
+    one = run_pynas("train", "net.yaml", "--dir", "one", *DIGITS, *whole, "--json", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
     found, expected = (json.loads(done.stdout)["net"] for done in (many, one))
     assert found["curve"] == pytest.approx(expected["curve"], abs=2.1 / 180)  # of 180 images, two near a border
@@ -97,7 +89,7 @@ def test_two_nodes_of_two_ranks_equal_one_process(slurm: Cluster, tmp_path: Path
         torch.testing.assert_close(weight, others[name], rtol=2e-3, atol=2e-4, msg=name)
     assert "job" in many.stderr
     assert "epoch 3/3" in many.stderr  # the job's own lines are passed on
-    again = run(tmp_path, "net.yaml", "--dir", "many", *DIGITS, *recipe, *RANKS, "--json")
+    again = run_pynas(*command, cwd=tmp_path)
     assert json.loads(again.stdout)["net"]["curve"] == found["curve"]
     assert "submitted" not in again.stderr
 
@@ -134,12 +126,16 @@ def _no_follower_is_left() -> Iterator[None]:
 followers: list[subprocess.Popen[str]] = []
 
 
-def start_slow(folder: Path, *more: str, epochs: int = 3) -> subprocess.Popen[str]:
+def slow(folder: Path, *more: str, epochs: int = 3) -> list[str]:
+    """The command that trains a model which takes its time."""
     (folder / "slow.py").write_text(SLOW)
     recipe = settings(f"epochs={epochs}", "batch_size=32", "augment=none")
-    arguments = ["--model", "slow:make", "--dir", "run", *DIGITS, *recipe, "--nodes", "2", *more]
+    return ["train", "--model", "slow:make", "--dir", "run", *DIGITS, *recipe, "--nodes", "2", *more]
+
+
+def start_slow(folder: Path, *more: str, epochs: int = 3) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        pynas(folder, *arguments),
+        [sys.executable, "-m", "pynas", *slow(folder, *more, epochs=epochs)],
         cwd=folder,
         env=environment(),
         stderr=subprocess.PIPE,
@@ -199,18 +195,16 @@ def test_a_signal_before_the_first_step_waits_for_it(slurm: Cluster, tmp_path: P
 def test_other_settings_do_not_touch_a_training_that_a_job_is_at(slurm: Cluster, tmp_path: Path) -> None:
     slurm.client("scontrol", "update", "PartitionName=main", "State=DOWN")  # jobs wait
     try:
-        assert start_slow(tmp_path, "--detach").wait(PATIENCE) == 0
+        assert run_pynas(*slow(tmp_path, "--detach"), cwd=tmp_path).returncode == 0
         job = job_of(tmp_path)
         files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")}
-        other = start_slow(tmp_path, "--detach", epochs=4)
-        _, err = other.communicate(timeout=PATIENCE)
+        other = run_pynas(*slow(tmp_path, "--detach", epochs=4), cwd=tmp_path)
         assert other.returncode == 2
-        assert f"run: job {job} is at it with other settings" in err
+        assert f"run: job {job} is at it with other settings" in other.stderr
         assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")} == files
-        same = start_slow(tmp_path, "--detach", "--json")
-        _, err = same.communicate(timeout=PATIENCE)
-        assert same.returncode == 0, err
-        assert f"job {job} is at it already" in err
+        same = run_pynas(*slow(tmp_path, "--detach", "--json"), cwd=tmp_path)
+        assert same.returncode == 0, same.stderr
+        assert f"job {job} is at it already" in same.stderr
     finally:
         slurm.client("scancel", "--state=PENDING")
         slurm.client("scontrol", "update", "PartitionName=main", "State=UP")
@@ -281,7 +275,7 @@ def rank_on(cluster: Cluster, node: str) -> int:
 def test_wrong_input_is_one_line(slurm: Cluster, tmp_path: Path, more: list[str], message: str) -> None:
     write_network(tmp_path)
     arguments = ["net.yaml", "--dir", "run", *DIGITS, "--set", "batch_size=32", "--nodes", "2", *more]
-    done = run(tmp_path, *arguments)
+    done = run_pynas("train", *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr.lower() or message in done.stderr
     assert "Traceback" not in done.stderr
