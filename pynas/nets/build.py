@@ -65,7 +65,7 @@ def build(
     """
     with torch.device("meta"):  # torch's own initial values would be drawn from the global generator, then overwritten
         network = Network(blocks, dropout=dropout, stochastic_depth=stochastic_depth)
-    network.to_empty(device="cpu")
+    allocate(network)
     initialise(network, torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed)
     return network
 
@@ -75,6 +75,11 @@ def build_network(architecture: Architecture, recipe: Recipe | None = None, *, s
     if recipe is None:
         return build(architecture.blocks(), seed=seed)
     return build(architecture.blocks(), dropout=recipe.dropout, stochastic_depth=recipe.stochastic_depth, seed=seed)
+
+
+def allocate(network: nn.Module) -> None:
+    """`network.to_empty(device="cpu")` for one on the meta device, without importing sympy as that does."""
+    network._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
 
 
 @torch.no_grad()

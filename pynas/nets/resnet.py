@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pynas.errors import PynasError
 from pynas.nets.blocks import StochasticDepth
-from pynas.nets.build import initialise
+from pynas.nets.build import allocate, initialise
 
 WIDTHS = (64, 128, 256, 512)
 BLOCKS = 2  # a stage, at depth 1
@@ -135,7 +135,7 @@ def resnet18(
             dropout=dropout,
             stochastic_depth=stochastic_depth,
         )
-    network.to_empty(device="cpu")
+    allocate(network)
     initialise(network, torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed)
     for module in network.modules():
         if isinstance(module, BasicBlock):

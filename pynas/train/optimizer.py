@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from inspect import unwrap
 from typing import Any, overload
 
 import torch
@@ -15,7 +16,56 @@ RMSPROP_DECAY = 0.9  # of the running square average, as in MobileNetV3 and Effi
 RMSPROP_EPS = 1e-3
 
 
-class RMSPropTF(torch.optim.Optimizer):
+class _Optimizer(torch.optim.Optimizer):
+    """torch's, less a wrapper around these methods that imports torch._dynamo: two seconds of each training."""
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient; returns the closure's loss where one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                grads = [p.grad for p in params]
+                if group["weight_decay"]:
+                    grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+                self._update(params, grads, group)
+        return loss
+
+    def _update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        """Update `params` of one group, whose `grads` include the weight decay, in place."""
+        raise NotImplementedError
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent with heavy-ball momentum, as `torch.optim.SGD` without dampening and Nesterov."""
+
+    def __init__(self, params: Iterable[Any], lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    def _update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, grads)
+        torch._foreach_add_(params, buffers, alpha=-group["lr"])
+
+
+class RMSPropTF(_Optimizer):
     """RMSProp as TensorFlow defines it, which the learning rates of Table 2 are meant for.
 
         s <- decay s + (1 - decay) g^2        s starts at one
@@ -41,38 +91,20 @@ class RMSPropTF(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay, "eps": eps}
         super().__init__(params, defaults)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter that has a gradient; returns the closure's loss where one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["square_average"] = torch.ones_like(p)
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-            grads = [p.grad for p in params]
-            squares = [self.state[p]["square_average"] for p in params]
-            buffers = [self.state[p]["momentum"] for p in params]
-            if group["weight_decay"]:
-                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
-            torch._foreach_mul_(squares, group["decay"])
-            torch._foreach_addcmul_(squares, grads, grads, value=1.0 - group["decay"])
-            roots = torch._foreach_add(squares, group["eps"])
-            torch._foreach_sqrt_(roots)
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_addcdiv_(buffers, grads, roots, value=group["lr"])
-            torch._foreach_sub_(params, buffers)
-        return loss
+    def _update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["square_average"] = torch.ones_like(p)
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        squares = [self.state[p]["square_average"] for p in params]
+        buffers = [self.state[p]["momentum"] for p in params]
+        torch._foreach_mul_(squares, group["decay"])
+        torch._foreach_addcmul_(squares, grads, grads, value=1.0 - group["decay"])
+        roots = torch._foreach_add(squares, group["eps"])
+        torch._foreach_sqrt_(roots)
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_addcdiv_(buffers, grads, roots, value=group["lr"])
+        torch._foreach_sub_(params, buffers)
 
 
 def parameter_groups(
@@ -103,4 +135,4 @@ def make_optimizer(network: nn.Module, recipe: TrainingRecipe) -> torch.optim.Op
     groups = parameter_groups(network, recipe.weight_decay, recipe.batch_norm_weight_decay)
     if recipe.optimizer == "RMSProp":
         return RMSPropTF(groups, recipe.lr, momentum=recipe.momentum)
-    return torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, foreach=True)
+    return SGD(groups, recipe.lr, momentum=recipe.momentum)

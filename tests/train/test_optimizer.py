@@ -1,13 +1,15 @@
 """Optimizers: RMSProp against its definition written out, and weight decay where it belongs."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from pynas.train.config import TrainingRecipe
-from pynas.train.optimizer import RMSPropTF, make_optimizer, parameter_groups
+from pynas.train.optimizer import SGD, RMSPropTF, make_optimizer, parameter_groups
 
 
 def reference_rmsprop(w: float, grads: list[float], lrs: list[float], momentum: float, wd: float) -> list[float]:
@@ -42,6 +44,44 @@ def test_rmsprop_is_the_written_out_one(weight_decay: float, momentum: float) ->
                 start[row, column].item(), grads[:, row, column].tolist(), lrs, momentum, weight_decay
             )
             assert parameters[row][column].item() == pytest.approx(path[-1], rel=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_torchs(momentum: float) -> None:
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in ((5, 3), (7,), ())]
+    theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    optimizers = (
+        SGD(ours, 0.1, momentum=momentum, weight_decay=0.01),
+        torch.optim.SGD(theirs, 0.1, momentum=momentum, weight_decay=0.01, foreach=True),
+    )
+    for _ in range(5):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_training_starts_without_what_torch_imports_late() -> None:
+    """torch._dynamo and sympy take seconds to import, which every candidate's process would pay."""
+    code = """
+import sys, torch
+from pynas.nets.load import read_model
+from pynas.train.config import TrainingRecipe
+from pynas.train.optimizer import make_optimizer
+for name in ("SGD", "RMSProp"):
+    network = read_model("fbnetv3_a").build()
+    optimizer = make_optimizer(network, TrainingRecipe(optimizer=name))
+    next(network.parameters()).grad = torch.ones_like(next(network.parameters()))
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
 def test_rmsprop_leaves_a_parameter_without_gradient_alone() -> None:
