@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +65,12 @@ def using(kind: Kind) -> Iterator[None]:
 
 def fused() -> bool:
     """Whether fused operators are to be used where there are such for the tensors at hand."""
+    global _chosen
     if _chosen is None:
-        use(os.environ.get("PYNAS_OPS") or ("fused" if available() else "reference"))  # type: ignore[arg-type]
+        given = os.environ.get("PYNAS_OPS")
+        _chosen = _checked(given, "PYNAS_OPS") if given else ("fused" if available() else "reference")
+        if not given and not available() and PATH.is_file():
+            warnings.warn(f"fused operators are left out: {why_missing()}", stacklevel=2)
     return _chosen == "fused"
 
 
