@@ -2,8 +2,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
-# Four processes on two cores: tests of a cluster wait much of their time. tests/conftest.py orders the modules.
-PYTEST_ARGS ?= -n 4 --dist loadscope --no-loadscope-reorder
+# Three processes on two cores: tests of a cluster wait much of their time. tests/conftest.py orders the modules.
+PYTEST_ARGS ?= -n 3 --dist loadscope --no-loadscope-reorder
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.hpp') CMakeLists.txt setup.py pyproject.toml
