@@ -55,6 +55,37 @@ void ema_update_cpu(Tensor average, Tensor values, double decay) {
   });
 }
 
+void check_table(const char* op, const char* name, const Tensor& table, const Tensor& first) {
+  require(table.scalar_type() == ScalarType::Long, op, name, dtype_of(table), "int64");
+  check_dense(op, name, table, first);
+}
+
+void check_chunks(const char* op, const Tensor& chunks, const Tensor& first) {
+  check_table(op, "chunks", chunks, first);
+  require(chunks.dim() == 2 && chunks.size(1) == columns, op, "chunks", shape_of(chunks), "(chunks, 6)");
+}
+
+template <bool cuda>
+void ema_update_from(Tensor average, Tensor chunks, Tensor values, double decay) {
+  const char* op = "pynas::ema_update_from";
+  check_floats(op, "average", average, average);
+  check_chunks(op, chunks, average);
+  check_table(op, "values", values, average);
+  const kernels::ArenaFollow follow{floats(average), static_cast<const kernels::ArenaChunk*>(chunks.const_data_ptr()),
+                                    chunks.size(0), static_cast<const int64_t*>(values.const_data_ptr()),
+                                    static_cast<float>(1.0 - decay)};
+  if (follow.chunk_count == 0) return;
+#ifdef PYNAS_HAS_CUDA
+  if constexpr (cuda) {
+    torch::stable::accelerator::DeviceGuard guard(average.get_device_index());
+    kernels::cuda::follow(follow, stream_of(average));
+    return check_launch(op);
+  }
+#endif
+  const auto& kernels = PYNAS_CHOOSE(arena);
+  parallel()(average.numel(), grain, [&](int64_t begin, int64_t end) { kernels.follow(follow, begin, end); });
+}
+
 std::vector<kernels::ArenaGroup> groups_of(const char* op, const std::vector<double>& values) {
   require(values.size() % group_values == 0, op, "groups", std::to_string(values.size()) + " numbers",
           "lr, weight_decay, momentum, decay, eps of each group");
@@ -79,11 +110,8 @@ kernels::ArenaStep step_of(const char* op, Tensor& weights, Tensor* squares, Ten
     require(low->scalar_type() == ScalarType::BFloat16, op, "low", dtype_of(*low), "bfloat16");
     check_dense(op, "low", *low, weights);
   }
-  for (const auto& [name, table] : {std::pair{"chunks", &chunks}, std::pair{"gradients", &gradients}}) {
-    require(table->scalar_type() == ScalarType::Long, op, name, dtype_of(*table), "int64");
-    check_dense(op, name, *table, weights);
-  }
-  require(chunks.dim() == 2 && chunks.size(1) == columns, op, "chunks", shape_of(chunks), "(chunks, 6)");
+  check_chunks(op, chunks, weights);
+  check_table(op, "gradients", gradients, weights);
   return {floats(weights),
           squares == nullptr ? nullptr : floats(*squares),
           floats(momentum),
@@ -162,6 +190,7 @@ void sgd_ema_step(Tensor weights, Tensor momentum, std::optional<Tensor> average
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pynas, m) {
   m.def("ema_update(Tensor(a!) average, Tensor values, float decay) -> ()");
+  m.def("ema_update_from(Tensor(a!) average, Tensor chunks, Tensor values, float decay) -> ()");
   m.def(
       "rmsprop_ema_step(Tensor(a!) weights, Tensor(b!) squares, Tensor(c!) momentum, Tensor(d!)? average, "
       "Tensor(e!)? low, Tensor chunks, Tensor gradients, float[] groups, float average_decay) -> ()");
@@ -172,6 +201,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pynas, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(pynas, CPU, m) {
   m.impl("ema_update", TORCH_BOX(&pynas::torch_glue::ema_update_cpu));
+  m.impl("ema_update_from", TORCH_BOX(&pynas::torch_glue::ema_update_from<false>));
   m.impl("rmsprop_ema_step", TORCH_BOX(&pynas::torch_glue::rmsprop_ema_step<false>));
   m.impl("sgd_ema_step", TORCH_BOX(&pynas::torch_glue::sgd_ema_step<false>));
 }
@@ -179,6 +209,7 @@ STABLE_TORCH_LIBRARY_IMPL(pynas, CPU, m) {
 #ifdef PYNAS_HAS_CUDA
 STABLE_TORCH_LIBRARY_IMPL(pynas, CUDA, m) {
   m.impl("ema_update", TORCH_BOX(&pynas::torch_glue::ema_update_cuda));
+  m.impl("ema_update_from", TORCH_BOX(&pynas::torch_glue::ema_update_from<true>));
   m.impl("rmsprop_ema_step", TORCH_BOX(&pynas::torch_glue::rmsprop_ema_step<true>));
   m.impl("sgd_ema_step", TORCH_BOX(&pynas::torch_glue::sgd_ema_step<true>));
 }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import dlpack
 
 from pynas.errors import PynasError
+from pynas.ops import library
 
 ALIGNMENT = 16  # values: a tensor begins at a multiple, 64 bytes in float32 and 32 in bfloat16
 CHUNK = 4096  # values that one block of a GPU takes at once
@@ -64,9 +65,9 @@ class Arena:
                 raise PynasError(f"Arena: got tensors on {self.device} and {t.device}; allowed: one device")
             if t.dtype not in (torch.float32, torch.bfloat16):
                 raise PynasError(f"Arena: got a parameter of {t.dtype}; allowed: float32, bfloat16")
-        self.offsets, self.size = _placed(self.tensors)
+        self.offsets, self.size = placed(self.tensors)
         self.is_low = [t.dtype == torch.bfloat16 for t in self.tensors]
-        self._shapes = [(t.shape, _strides(t)) for t in self.tensors]
+        self._shapes = [(t.shape, strides_of(t)) for t in self.tensors]
         self._group_of = [i for i, group in enumerate(groups) for p in group if p.numel()]
         self._adopt()
         self._gradient_strides = [strides for _, strides in self._shapes[: len(self.parameters)]]
@@ -78,7 +79,7 @@ class Arena:
     def _adopt(self) -> None:
         self.weights = self.flat(0.0)
         lows = [t for t, low in zip(self.tensors, self.is_low) if low]
-        low_offsets, low_size = _placed(lows)
+        low_offsets, low_size = placed(lows)
         self.low = torch.zeros(low_size, dtype=torch.bfloat16, device=self.device) if lows else None
         following = iter(low_offsets)
         self._low_offsets = [next(following) if low else -1 for low in self.is_low]
@@ -87,7 +88,7 @@ class Arena:
                 view.copy_(t)
                 if place >= 0:
                     assert self.low is not None
-                    view = _view(self.low, place, t.shape, _strides(t)).copy_(t)
+                    view = view_of(self.low, place, t.shape, strides_of(t)).copy_(t)
                 t.data = view
         self._addresses = list(map(Tensor.data_ptr, self.parameters))
         self._ends = (self.tensors[0], self.tensors[-1])
@@ -96,13 +97,15 @@ class Arena:
 
     def _lay_out_gradients(self) -> None:
         self.flat_gradients = {
-            dtype: torch.zeros(_placed(same)[1], dtype=dtype, device=self.device)
+            dtype: torch.zeros(placed(same)[1], dtype=dtype, device=self.device)
             for dtype in (torch.float32, torch.bfloat16)
             if (same := [p for p in self.parameters if p.dtype == dtype])
         }
-        places = {dtype: iter(_placed([p for p in self.parameters if p.dtype == dtype])[0]) for dtype in self.flat_gradients}
+        places = {
+            dtype: iter(placed([p for p in self.parameters if p.dtype == dtype])[0]) for dtype in self.flat_gradients
+        }
         self.gradients = [
-            _view(self.flat_gradients[p.dtype], next(places[p.dtype]), *shape)
+            view_of(self.flat_gradients[p.dtype], next(places[p.dtype]), *shape)
             for p, shape in zip(self.parameters, self._shapes)
         ]
         self._gradient_table = self._table(list(map(Tensor.data_ptr, self.gradients)))
@@ -122,7 +125,7 @@ class Arena:
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The places of all tensors in a `flat` of the arena's size."""
-        return [_view(flat, offset, *shape) for offset, shape in zip(self.offsets, self._shapes)]
+        return [view_of(flat, offset, *shape) for offset, shape in zip(self.offsets, self._shapes)]
 
     def in_place(self) -> bool:
         """Whether all parameters are where the arena put them: not moved to another device, dtype or memory since.
@@ -167,19 +170,39 @@ class Arena:
         return gradient.data_ptr()
 
     def _table(self, addresses: list[int]) -> Tensor:
-        table = torch.frombuffer(array("q", addresses or [0]), dtype=torch.int64)
-        return table if self.device.type == "cpu" else table.pin_memory().to(self.device, non_blocking=True)
+        return address_table(addresses, self.device)
 
     def _chunks(self) -> Tensor:
-        """int64 (chunks, 6), the rows of ArenaChunk in csrc/kernels/cpu/arena.hpp."""
-        rows = []
-        for i, (t, offset, low) in enumerate(zip(self.tensors, self.offsets, self._low_offsets)):
-            gradient = i if i < len(self.parameters) else -1
-            group = self._group_of[i] if gradient >= 0 else 0
-            for start in range(0, t.numel(), CHUNK):
-                place = low + start if low >= 0 else -1
-                rows.append((offset + start, place, start, min(CHUNK, t.numel() - start), gradient, group))
-        return torch.tensor(rows, dtype=torch.int64)
+        rows = (i if i < len(self.parameters) else -1 for i in range(len(self.tensors)))
+        groups = [*self._group_of, *([0] * (len(self.tensors) - len(self.parameters)))]
+        return chunks(self.tensors, self.offsets, self._low_offsets, rows, groups)
+
+
+def chunks(
+    tensors: Sequence[Tensor],
+    offsets: Iterable[int],
+    low_offsets: Iterable[int],
+    rows: Iterable[int],
+    groups: Iterable[int],
+) -> Tensor:
+    """int64 (chunks, 6): what lies where, for the kernels; ArenaChunk in csrc/kernels/cpu/arena.hpp tells of columns."""
+    found = [
+        (offset + start, low + start if low >= 0 else -1, start, min(CHUNK, t.numel() - start), row, group)
+        for t, offset, low, row, group in zip(tensors, offsets, low_offsets, rows, groups)
+        for start in range(0, t.numel(), CHUNK)
+    ]
+    return torch.tensor(found, dtype=torch.int64).reshape(-1, 6)
+
+
+def address_table(addresses: list[int], device: torch.device) -> Tensor:
+    """int64 (tensors). On a GPU the copy there is in the current stream, and nothing waits for it."""
+    table = torch.frombuffer(array("q", addresses or [0]), dtype=torch.int64)
+    return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether updates on the device are to be fused, and can be."""
+    return library.fused() and (device.type == "cpu" or (device.type == "cuda" and torch.ops.pynas.has_cuda()))
 
 
 def floats(module: nn.Module) -> list[Tensor]:
@@ -187,7 +210,7 @@ def floats(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())]
 
 
-def _placed(tensors: Iterable[Tensor]) -> tuple[list[int], int]:
+def placed(tensors: Iterable[Tensor]) -> tuple[list[int], int]:
     """Where each begins, and the size of all."""
     offsets, end = [], 0
     for t in tensors:
@@ -196,12 +219,20 @@ def _placed(tensors: Iterable[Tensor]) -> tuple[list[int], int]:
     return offsets, end
 
 
-def _strides(tensor: Tensor) -> tuple[int, ...]:
+def strides_of(tensor: Tensor) -> tuple[int, ...]:
     """The tensor's strides where its values fill a run of memory, in whatever order; else those of a contiguous one."""
     return torch.empty_like(tensor, device="meta").stride()
 
 
-def _view(flat: Tensor, offset: int, shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
+def view_of(flat: Tensor, offset: int, shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
     """A tensor with a storage of its own over a part of `flat`'s memory, which it keeps alive."""
     part = dlpack.from_dlpack(dlpack.to_dlpack(flat[offset : offset + shape.numel()]))
     return part.as_strided(shape, strides)
+
+
+def _fake(*arguments: object) -> None:
+    """The operators write to arguments and return nothing."""
+
+
+for _name in ("ema_update", "ema_update_from", "rmsprop_ema_step", "sgd_ema_step"):
+    torch.library.register_fake(f"pynas::{_name}")(_fake)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pynas.errors import PynasError
-from pynas.ops import library, reference_arena
-from pynas.ops.arena import Arena, floats
+from pynas.ops import reference_arena
+from pynas.ops.arena import Arena, floats, has_kernels
 
 MASTER = "master"
 
@@ -69,7 +69,9 @@ class _FusedOptimizer(torch.optim.Optimizer):
 
     def _lay_out(self) -> Arena:
         """A new arena with the present values of parameters, state and average, wherever these are."""
-        arena = Arena(self._module, [group["params"] for group in self.param_groups], gradient_views=self._gradient_views)
+        arena = Arena(
+            self._module, [group["params"] for group in self.param_groups], gradient_views=self._gradient_views
+        )
         self._flat_state = [arena.flat(value) for value in self.initial.values()]
         views = [arena.views(flat) for flat in self._flat_state]
         masters = arena.views(arena.weights)
@@ -125,7 +127,7 @@ class _FusedOptimizer(torch.optim.Optimizer):
         arena = self.arena
         if self._without_state:
             self._begin_states()
-        if library.fused() and _has_kernel(arena.device):
+        if has_kernels(arena.device):
             self._fused_step(arena)
             torch.autograd.graph.increment_version(arena.parameters)
         else:
@@ -270,10 +272,6 @@ class SGDEMA(_FusedOptimizer):
         self, weights: list[Tensor], gradients: list[Tensor], state: list[list[Tensor]], group: dict[str, Any]
     ) -> None:
         reference_arena.sgd_step(weights, gradients, *state, group)
-
-
-def _has_kernel(device: torch.device) -> bool:
-    return device.type == "cpu" or (device.type == "cuda" and torch.ops.pynas.has_cuda())
 
 
 def _copy(to: Tensor, value: Any, what: str) -> None:

@@ -19,9 +19,7 @@ Tensors = Sequence[Tensor]
 @torch.no_grad()
 def ema_update(averages: Tensors, values: Tensors, decay: float) -> None:
     """averages <- averages + (1 - decay) (values - averages), in the averages' type."""
-    torch._foreach_lerp_(
-        list(averages), [v.to(a.dtype) for a, v in zip(averages, values, strict=True)], 1.0 - decay
-    )
+    torch._foreach_lerp_(list(averages), [v.to(a.dtype) for a, v in zip(averages, values, strict=True)], 1.0 - decay)
 
 
 @torch.no_grad()

@@ -195,26 +195,45 @@ void update_as(const ArenaStep& step, const ArenaChunk& chunk, const T* gradient
     (averaged ? update<T, false, true> : update<T, false, false>)(step, chunk, gradient, start, count);
 }
 
-void step(const ArenaStep& step, int64_t begin, int64_t end) {
-  const ArenaChunk* const last = step.chunks + step.chunk_count;
-  const ArenaChunk* chunk = std::partition_point(
-      step.chunks, last, [&](const ArenaChunk& other) { return other.offset + other.count <= begin; });
+// body(chunk, start, count) for what of each chunk lies in [begin, end).
+template <class Body>
+void over_chunks(const ArenaChunk* chunks, int64_t chunk_count, int64_t begin, int64_t end, const Body& body) {
+  const ArenaChunk* const last = chunks + chunk_count;
+  const ArenaChunk* chunk =
+      std::partition_point(chunks, last, [&](const ArenaChunk& other) { return other.offset + other.count <= begin; });
   for (; chunk != last && chunk->offset < end; ++chunk) {
     const int64_t start = std::max(begin - chunk->offset, int64_t{0});
-    const int64_t count = std::min(end - chunk->offset, chunk->count) - start;
-    const int64_t gradient = chunk->gradient < 0 ? 0 : step.gradients[chunk->gradient];
-    if (gradient == 0) {
-      if (step.average != nullptr) follow(step, *chunk, start, count);
-    } else if (chunk->low < 0) {
-      update_as(step, *chunk, reinterpret_cast<const float*>(gradient), start, count);
-    } else {
-      update_as(step, *chunk, reinterpret_cast<const bf16*>(gradient), start, count);
-    }
+    body(*chunk, start, std::min(end - chunk->offset, chunk->count) - start);
   }
+}
+
+void step(const ArenaStep& step, int64_t begin, int64_t end) {
+  over_chunks(step.chunks, step.chunk_count, begin, end, [&](const ArenaChunk& chunk, int64_t start, int64_t count) {
+    const int64_t gradient = chunk.gradient < 0 ? 0 : step.gradients[chunk.gradient];
+    if (gradient == 0) {
+      if (step.average != nullptr) follow(step, chunk, start, count);
+    } else if (chunk.low < 0) {
+      update_as(step, chunk, reinterpret_cast<const float*>(gradient), start, count);
+    } else {
+      update_as(step, chunk, reinterpret_cast<const bf16*>(gradient), start, count);
+    }
+  });
+}
+
+void follow_elsewhere(const ArenaFollow& follow, int64_t begin, int64_t end) {
+  over_chunks(
+      follow.chunks, follow.chunk_count, begin, end, [&](const ArenaChunk& chunk, int64_t start, int64_t count) {
+        float* const average = follow.average + chunk.offset + start;
+        const int64_t values = follow.values[chunk.gradient];
+        if (chunk.low < 0)
+          average_of(average, reinterpret_cast<const float*>(values) + chunk.start + start, follow.share, 0, count);
+        else
+          average_of(average, reinterpret_cast<const bf16*>(values) + chunk.start + start, follow.share, 0, count);
+      });
 }
 
 }  // namespace
 
-const ArenaKernels arena{average_of<float>, average_of<bf16>, step};
+const ArenaKernels arena{average_of<float>, average_of<bf16>, follow_elsewhere, step};
 
 }  // namespace pynas::kernels::PYNAS_ISA

@@ -39,10 +39,22 @@ struct ArenaStep {
   float average_share;  // 1 - decay of the moving average
 };
 
+// An average in the arena, of tensors elsewhere: `gradient` of a chunk is the row of its tensor in `values`, `low` is
+// not negative where that is bf16.
+struct ArenaFollow {
+  float* average;
+  const ArenaChunk* chunks;
+  int64_t chunk_count;
+  const int64_t* values;  // addresses
+  float share;            // 1 - decay
+};
+
 struct ArenaKernels {
   // average <- average + (1 - decay) (values - average) for elements [begin, end), as torch.lerp computes it.
   void (*average)(float* average, const float* values, float share, int64_t begin, int64_t end);
   void (*average_bf16)(float* average, const bf16* values, float share, int64_t begin, int64_t end);
+  // The same for chunks whose offsets are in [begin, end), of values that lie anywhere.
+  void (*follow)(const ArenaFollow& follow, int64_t begin, int64_t end);
   // One step of the values whose offsets are in [begin, end).
   void (*step)(const ArenaStep& step, int64_t begin, int64_t end);
 };

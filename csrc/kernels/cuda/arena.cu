@@ -193,6 +193,33 @@ __global__ void __launch_bounds__(threads, 4)
   }
 }
 
+template <class T>
+__device__ __forceinline__ void follow_chunk(float* average, const T* values, int count, float share) {
+  const bool values_aligned = aligned(values);
+  for (int i = threadIdx.x * width; i < count; i += threads * width) {
+    const int left = count - i < width ? count - i : width;
+    const bool whole = left == width;
+    Values mean = load(average + i, left, whole);
+    const Values next = load(values + i, left, whole && values_aligned);
+#pragma unroll
+    for (int j = 0; j < width; ++j) mean.v[j] = lerp(mean.v[j], next.v[j], share);
+    store(average + i, mean, left, whole);
+  }
+}
+
+__global__ void __launch_bounds__(threads) follow_kernel(const __grid_constant__ ArenaFollow follow) {
+  for (int64_t i = blockIdx.x; i < follow.chunk_count; i += gridDim.x) {
+    const ArenaChunk chunk = follow.chunks[i];
+    const int64_t values = follow.values[chunk.gradient];
+    const int count = static_cast<int>(chunk.count);
+    float* const average = follow.average + chunk.offset;
+    if (chunk.low < 0)
+      follow_chunk(average, reinterpret_cast<const float*>(values) + chunk.start, count, follow.share);
+    else
+      follow_chunk(average, reinterpret_cast<const bf16*>(values) + chunk.start, count, follow.share);
+  }
+}
+
 constexpr int64_t most_blocks = 132 * 16;  // a few waves of an H100; the loops take what is left
 
 template <class T>
@@ -211,6 +238,11 @@ void average(float* average, const float* values, float share, int64_t count, cu
 
 void average(float* average, const bf16* values, float share, int64_t count, cudaStream_t stream) {
   launch_average(average, values, share, count, stream);
+}
+
+void follow(const ArenaFollow& follow, cudaStream_t stream) {
+  const auto blocks = static_cast<unsigned>(follow.chunk_count < most_blocks ? follow.chunk_count : most_blocks);
+  follow_kernel<<<blocks, threads, 0, stream>>>(follow);
 }
 
 void step(const ArenaStep& step, const ArenaGroup* groups, int group_count, cudaStream_t stream) {
