@@ -1,8 +1,8 @@
 """Tensors of a module in contiguous storage, where one pass over memory reaches them all.
 
-An arena has one float32 value for each value of its parameters and floating buffers. float32 tensors *are* those values:
-their data become views of the arena. bfloat16 parameters lie in a second piece of memory, and the arena holds their
-float32 masters. Tensors keep identity, shape and strides; each has a storage of its own over its part of the memory, so
+An arena has one float32 value for each value of its parameters and floating buffers. float32 tensors *are* those
+values: their data become views of the arena. bfloat16 parameters lie in a second piece of memory, and the arena holds
+their float32 masters. Tensors keep identity, shape and strides; each has a storage of its own over its part of the memory, so
 that copying, pickling or saving one of them takes no more than that part.
 """
 
@@ -185,7 +185,7 @@ def chunks(
     rows: Iterable[int],
     groups: Iterable[int],
 ) -> Tensor:
-    """int64 (chunks, 6): what lies where, for the kernels; ArenaChunk in csrc/kernels/cpu/arena.hpp tells of columns."""
+    """int64 (chunks, 6): what lies where; for the columns see ArenaChunk in csrc/kernels/cpu/arena.hpp."""
     found = [
         (offset + start, low + start if low >= 0 else -1, start, min(CHUNK, t.numel() - start), row, group)
         for t, offset, low, row, group in zip(tensors, offsets, low_offsets, rows, groups)
@@ -234,5 +234,6 @@ def _fake(*arguments: object) -> None:
     """The operators write to arguments and return nothing."""
 
 
-for _name in ("ema_update", "ema_update_from", "rmsprop_ema_step", "sgd_ema_step"):
-    torch.library.register_fake(f"pynas::{_name}")(_fake)
+if library.available():
+    for _name in ("ema_update", "ema_update_from", "rmsprop_ema_step", "sgd_ema_step"):
+        torch.library.register_fake(f"pynas::{_name}")(_fake)

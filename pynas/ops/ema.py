@@ -41,7 +41,7 @@ def ema_update(averages: Tensor | Sequence[Tensor], values: Tensor | Sequence[Te
         if not torch.compiler.is_compiling():
             torch.autograd.graph.increment_version(averages[0])
     elif len(averages):
-        reference_arena.ema_update(averages, values, decay)
+        reference_arena.ema_update(list(averages), list(values), decay)
 
 
 def ema_multi_avg_fn(decay: float = 0.999) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
@@ -105,7 +105,8 @@ class _Plan:
         averages, values = ([*module.parameters(), *module.buffers()] for module in (average, model))
         if [a.shape for a in averages] != [v.shape for v in values]:
             raise PynasError("ModelEma: got a model of other parameters or buffers; allowed: the one it was made of")
-        fused, rest = [], []
+        fused: list[tuple[Tensor, Tensor]] = []
+        rest: list[tuple[Tensor, Tensor]] = []
         for a, v in zip(averages, values):
             (fused if _fits(a, v) else rest).append((a, v))
         self._model = model
@@ -154,8 +155,8 @@ class _Plan:
         for a, v in self._copied:
             a.copy_(v)
         if self._others:
-            averages, values = zip(*((a, v.to(a.device)) for a, v in self._others))
-            reference_arena.ema_update(averages, values, decay)
+            values = [v.to(a.device) for a, v in self._others]
+            reference_arena.ema_update([a for a, _ in self._others], values, decay)
 
 
 def _homes(model: nn.Module) -> tuple[list[dict[str, Tensor]], list[str], list[Tensor]]:

@@ -1,14 +1,14 @@
 """Optimizers whose step is one pass over memory, with the moving average of the weights in the same pass.
 
-They are RMSPropTF and SGD of pynas/train/optimizer.py: same groups, same state by the same names, so that each loads the
-other's `state_dict`. All lies in an `Arena`.
+They are RMSPropTF and SGD of pynas/train/optimizer.py: same groups, same state by the same names, so that each loads
+the other's `state_dict`. All lies in an `Arena`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from inspect import unwrap
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class _FusedOptimizer(torch.optim.Optimizer):
     Raises PynasError for parameters that an arena does not take and for an average of another structure.
     """
 
-    initial: dict[str, float]  # the state's names and initial values, in the kernel's order
+    initial: ClassVar[dict[str, float]]  # the state's names and initial values, in the kernel's order
 
     add_param_group_of_torch = unwrap(torch.optim.Optimizer.add_param_group)
     load_state_dict_of_torch = unwrap(torch.optim.Optimizer.load_state_dict)
@@ -208,7 +208,7 @@ class _FusedOptimizer(torch.optim.Optimizer):
 class RMSpropEMA(_FusedOptimizer):
     """RMSProp as TensorFlow defines it; see RMSPropTF in pynas/train/optimizer.py, and the base class for the rest."""
 
-    initial = {"square_average": 1.0, "momentum": 0.0}
+    initial: ClassVar = {"square_average": 1.0, "momentum": 0.0}
 
     def __init__(
         self,
@@ -238,13 +238,13 @@ class RMSpropEMA(_FusedOptimizer):
     def _reference_update(
         self, weights: list[Tensor], gradients: list[Tensor], state: list[list[Tensor]], group: dict[str, Any]
     ) -> None:
-        reference_arena.rmsprop_step(weights, gradients, *state, group)
+        reference_arena.rmsprop_step(weights, gradients, state[0], state[1], group)
 
 
 class SGDEMA(_FusedOptimizer):
     """Heavy-ball momentum, as SGD in pynas/train/optimizer.py; see the base class for the rest."""
 
-    initial = {"momentum_buffer": 0.0}
+    initial: ClassVar = {"momentum_buffer": 0.0}
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class SGDEMA(_FusedOptimizer):
     def _reference_update(
         self, weights: list[Tensor], gradients: list[Tensor], state: list[list[Tensor]], group: dict[str, Any]
     ) -> None:
-        reference_arena.sgd_step(weights, gradients, *state, group)
+        reference_arena.sgd_step(weights, gradients, state[0], group)
 
 
 def _copy(to: Tensor, value: Any, what: str) -> None:

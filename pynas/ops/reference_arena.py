@@ -7,19 +7,19 @@ a kernel gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Tensors = Sequence[Tensor]
+Tensors = list[Tensor]
 
 
 @torch.no_grad()
 def ema_update(averages: Tensors, values: Tensors, decay: float) -> None:
     """averages <- averages + (1 - decay) (values - averages), in the averages' type."""
-    torch._foreach_lerp_(list(averages), [v.to(a.dtype) for a, v in zip(averages, values, strict=True)], 1.0 - decay)
+    torch._foreach_lerp_(averages, [v.to(a.dtype) for a, v in zip(averages, values, strict=True)], 1.0 - decay)
 
 
 @torch.no_grad()
@@ -53,4 +53,4 @@ def master_of(master: Tensor, parameter: Tensor) -> Tensor:
 def _decayed(weights: Tensors, gradients: Tensors, group: Mapping[str, Any]) -> Tensors:
     if not group["weight_decay"]:
         return gradients
-    return torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+    return list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
