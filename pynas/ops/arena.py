@@ -2,8 +2,8 @@
 
 An arena has one float32 value for each value of its parameters and floating buffers. float32 tensors *are* those
 values: their data become views of the arena. bfloat16 parameters lie in a second piece of memory, and the arena holds
-their float32 masters. Tensors keep identity, shape and strides; each has a storage of its own over its part of the memory, so
-that copying, pickling or saving one of them takes no more than that part.
+their float32 masters. Tensors keep identity, shape and strides; each has a storage of its own over its part of the
+memory, so that copying, pickling or saving one of them takes no more than that part.
 """
 
 from __future__ import annotations
