@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pynas.errors import PynasError
 from pynas.ops import reference_arena
-from pynas.ops.arena import address_table, chunks, has_kernels, placed, strides_of, view_of
+from pynas.ops.arena import address_table, chunks, floats, has_kernels, placed, strides_of, view_of
 
 
 def ema_update(averages: Tensor | Sequence[Tensor], values: Tensor | Sequence[Tensor], decay: float) -> None:
@@ -47,12 +47,17 @@ def ema_update(averages: Tensor | Sequence[Tensor], values: Tensor | Sequence[Te
 def ema_multi_avg_fn(decay: float = 0.999) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
     """For `torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema_multi_avg_fn(decay), use_buffers=True)`.
 
+    As torch's `get_ema_multi_avg_fn`, also of integers: their average is truncated.
     Raises PynasError for a decay outside [0, 1].
     """
     _checked_decay("ema_multi_avg_fn", decay)
 
     def update(averages: Sequence[Tensor], values: Sequence[Tensor], averaged: Tensor | int) -> None:
-        ema_update(averages, values, decay)
+        if averages and averages[0].is_floating_point():
+            ema_update(averages, values, decay)
+        else:
+            for average, value in zip(averages, values):
+                average.copy_(average * decay + value * (1.0 - decay))
 
     return update
 
@@ -75,6 +80,9 @@ class ModelEma(nn.Module):
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         if self.device is not None:
             self.module.to(self.device)
+        for tensor in floats(self.module):
+            if tensor.dtype == torch.bfloat16:
+                tensor.data = tensor.data.float()
         self._plan: _Plan | None = None
 
     def update(self, model: nn.Module) -> None:
@@ -176,6 +184,7 @@ def _fits(average: Tensor, value: Tensor) -> bool:
         value.numel() > 0
         and has_kernels(value.device)
         and value.dtype in (torch.float32, torch.bfloat16)
+        and average.dtype == torch.float32
         and value.stride() == strides_of(value)
         and value.device == average.device
     )
