@@ -8,15 +8,18 @@ namespace {
 using kernels::DepthwiseShape;
 using torch::headeronly::MemoryFormat;
 
-
 // Calls body(T{}) with the kernels' type for the tensor's dtype.
 template <class Body>
 void by_dtype(const Tensor& tensor, const char* op, const char* name, const Body& body) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return body(float{});
-    case ScalarType::BFloat16: return body(kernels::bf16{});
-    case ScalarType::Double: return body(double{});
-    default: require(false, op, name, dtype_of(tensor), "float32, bfloat16, float64");
+    case ScalarType::Float:
+      return body(float{});
+    case ScalarType::BFloat16:
+      return body(kernels::bf16{});
+    case ScalarType::Double:
+      return body(double{});
+    default:
+      require(false, op, name, dtype_of(tensor), "float32, bfloat16, float64");
   }
 }
 
@@ -64,9 +67,10 @@ DepthwiseShape shape_for(const char* op, int64_t n, int64_t channels, int64_t h,
           "a multiple of the number of channels, both above 0");
   const int64_t out_h = positions(h, kernel_h, stride_h, padding_h);
   const int64_t out_w = positions(w, kernel_w, stride_w, padding_w);
-  require(out_h > 0 && out_w > 0, op, "the size of images", pair_of(h, w), "with their padding no less than the kernel");
-  return {n, channels, maps / channels, h, w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, padding_h,
-          padding_w};
+  require(out_h > 0 && out_w > 0, op, "the size of images", pair_of(h, w),
+          "with their padding no less than the kernel");
+  return {n,        channels, maps / channels, h,        w,         out_h,    out_w,
+          kernel_h, kernel_w, stride_h,        stride_w, padding_h, padding_w};
 }
 
 void check_weight(const Tensor& weight, const Tensor& activations, const char* op) {

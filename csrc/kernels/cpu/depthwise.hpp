@@ -9,8 +9,8 @@
 
 namespace pynas::kernels {
 
-// x: (n, h, w, channels); y: (n, out_h, out_w, channels * multiplier); weight: (channels * multiplier, kernel_h, kernel_w).
-// Map o of y is computed from channel o / multiplier of x.
+// x: (n, h, w, channels); y: (n, out_h, out_w, channels * multiplier); weight: (channels * multiplier, kernel_h,
+// kernel_w). Map o of y is computed from channel o / multiplier of x.
 struct DepthwiseShape {
   int64_t n, channels, multiplier;
   int64_t h, w, out_h, out_w;
@@ -21,8 +21,8 @@ struct DepthwiseShape {
 
 template <class T>
 struct DepthwiseGradWeightOf {
-  // dweight[o, i, j] = sum over n, r, q of dy[n, r, q, o] x[n, r stride_h + i - padding_h, q stride_w + j - padding_w, c].
-  // Padding is left out of the sum rather than added as zeros. kernel_w: 1 to 7.
+  // dweight[o, i, j] = sum over n, r, q of dy[n, r, q, o] x[n, r stride_h + i - padding_h, q stride_w + j - padding_w,
+  // c]. Padding is left out of the sum rather than added as zeros. kernel_w: 1 to 7.
   void (*run)(const DepthwiseShape&, const T* x, const T* dy, T* dweight, const Parallel&);
 };
 

@@ -24,7 +24,7 @@ inline void write_pixels(T* to, int64_t to_step, int64_t count, const Tap<typena
     Vector weight[V];
     for (int v = 0; v < V; ++v) weight[v] = load(taps[t].weight + v * lanes);
     for (int u = 0; u < U; ++u)
-      for (int v = 0; v < V; ++v) sums[u][v] += weight[v] * load(from + u * step + v * lanes);
+      for (int v = 0; v < V; ++v) sums[u][v] = multiply_add(weight[v], load(from + u * step + v * lanes), sums[u][v]);
   }
   for (int u = 0; u < U; ++u)
     for (int v = 0; v < V; ++v)
@@ -40,25 +40,6 @@ void write_row(T* to, int64_t to_step, int64_t pixels, int64_t count, const Tap<
   for (; i < pixels; ++i) write_pixels<T, V, 1>(to + i * to_step, to_step, count, taps, number, i * step, step);
 }
 
-// Rows of one block's maps, packed with zeros left and right of them, in a ring of `rows`.
-template <class T, int V>
-struct Ring {
-  typedef typename Computed<T>::Scalar Scalar;
-  Scalar* memory;
-  int64_t rows, pixels, before, after;
-
-  int64_t pitch() const { return (before + pixels + after) * Block<T, V>::width; }
-  Scalar* row(int64_t i) const { return memory + i % rows * pitch() + before * Block<T, V>::width; }
-
-  void clear_margins() const {
-    constexpr int width = Block<T, V>::width;
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t l = 0; l < before * width; ++l) row(i)[l - before * width] = 0;
-      for (int64_t l = 0; l < after * width; ++l) row(i)[pixels * width + l] = 0;
-    }
-  }
-};
-
 // weight as (kernel_h, kernel_w, width) of one block's maps, zeros where there is none.
 template <class T, int V>
 void pack_weight(typename Computed<T>::Scalar* to, const T* weight, const Block<T, V>& block, int64_t taps) {
@@ -67,16 +48,7 @@ void pack_weight(typename Computed<T>::Scalar* to, const T* weight, const Block<
       to[tap * block.width + l] = l < block.count() ? widened(weight[(block.first + l) * taps + tap]) : 0;
 }
 
-// How many zeros a packed row needs left and right.
-struct Margins {
-  int64_t before, after;
-};
-
-Margins forward_margins(const DepthwiseShape& shape) {
-  const int64_t end = (shape.out_w - 1) * shape.stride_w + shape.kernel_w;
-  return {shape.padding_w, most(0, end - shape.padding_w - shape.w)};
-}
-
+// Of the rows of dy, for grad_input.
 Margins grad_input_margins(const DepthwiseShape& shape) {
   const int64_t end = (shape.w - 1 + shape.padding_w) / shape.stride_w + 1;
   return {(shape.kernel_w - 1) / shape.stride_w, most(0, end - shape.out_w)};
@@ -119,7 +91,8 @@ void grad_input_rows(const DepthwiseShape& shape, const T* dy, T* dx, const Bloc
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / shape.h, r = row % shape.h;
     if (row == begin || r == 0) packed = 0;
-    const int64_t above = r + shape.padding_h - shape.kernel_h + 1;  // times stride_h: the first row that reads this one
+    const int64_t above =
+        r + shape.padding_h - shape.kernel_h + 1;  // times stride_h: the first row that reads this one
     const int64_t from = quotient_up(most(0, above), shape.stride_h);
     const int64_t to = least(shape.out_h, (r + shape.padding_h) / shape.stride_h + 1);
     for (packed = most(packed, from); packed < to; ++packed)
