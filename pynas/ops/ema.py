@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pynas.errors import PynasError
 from pynas.ops import reference_arena
-from pynas.ops.arena import address_table, chunks, floats, has_kernels, placed, strides_of, view_of
+from pynas.ops.arena import address_table, chunks, floats, has_kernels, placed, strides_of, view_of, zeros
 
 
 def ema_update(averages: Tensor | Sequence[Tensor], values: Tensor | Sequence[Tensor], decay: float) -> None:
@@ -133,7 +133,7 @@ class _Plan:
     def _lay_out(self, values: list[Tensor]) -> None:
         offsets, size = placed(values)
         device = values[0].device
-        self._flat = torch.zeros(size, dtype=torch.float32, device=device)
+        self._flat = zeros(size, torch.float32, device)
         for a, v, offset in zip(self._averages, values, offsets):
             a.data = view_of(self._flat, offset, v.shape, v.stride()).copy_(a)
         lows = [0 if v.dtype == torch.bfloat16 else -1 for v in values]

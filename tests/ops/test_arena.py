@@ -66,6 +66,15 @@ def test_storage_outlives_the_arena() -> None:
     assert all(torch.equal(p, v) for p, v in zip(module.parameters(), values))
 
 
+def test_a_large_arena_is_as_a_small_one() -> None:
+    module = nn.Linear(1100, 1000)
+    values = module.weight.detach().clone()
+    flat = Arena(module).flat(2.0)
+    assert torch.equal(module.weight, values)
+    assert (flat == 2.0).all()
+    assert torch.equal(pickle.loads(pickle.dumps(copy.deepcopy(module))).weight, values)
+
+
 def test_state_dicts_go_in_and_out() -> None:
     module, other = network(), network()
     with torch.no_grad():
