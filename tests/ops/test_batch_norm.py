@@ -216,7 +216,6 @@ from norms import ACTS, images, norm_of, results
 from pynas.ops.batch_norm import batch_norm_act
 from pynas.ops.squeeze_excite import batch_norm_act_se
 torch.manual_seed(0)
-before = set(sys.modules)
 for dtype in (torch.float32, torch.bfloat16):
     for shape in ((3, 24, 40, 41), (2, 17, 9, 9)):
         c = shape[1]
@@ -233,7 +232,7 @@ for dtype in (torch.float32, torch.bfloat16):
                     first = found
                 assert all(torch.equal(a, b) for a, b in zip(found, first)), (dtype, shape, act, threads)
             assert all(value.isfinite().all() for value in found)
-assert not {"torch._dynamo", "sympy"} & before
+assert not {"torch._dynamo", "sympy"} & set(sys.modules)
 print("instruction set", torch.ops.pynas.instruction_set())
 """
 
