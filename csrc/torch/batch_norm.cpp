@@ -5,8 +5,8 @@
 namespace pynas::torch_glue {
 namespace {
 
-using kernels::bf16;
 using kernels::BatchNormKernels;
+using kernels::bf16;
 
 const BatchNormKernels<float>& kernels_for(float) {
   return PYNAS_CHOOSE(batch_norm_float);
@@ -103,8 +103,7 @@ Tensor batch_norm_act_gate_sums(Tensor dy, Tensor x, Tensor mean, Tensor var, Op
   Tensor sums = new_statistics(x, {5, shape.groups, shape.channels});
   with_type(x, [&](auto type) {
     typedef decltype(type) T;
-    kernels_for(type).gate_sums(values<T>(dy), values<T>(x), shape, norm.of<T>(), data<Statistic<T>>(sums),
-                                parallel());
+    kernels_for(type).gate_sums(values<T>(dy), values<T>(x), shape, norm.of<T>(), data<Statistic<T>>(sums), parallel());
   });
   return sums;
 }
@@ -119,10 +118,10 @@ void running_statistics(Tensor mean, Tensor var, Tensor batches, Tensor batch_me
                         std::optional<double> momentum, int64_t count) {
   const char* const op = "pynas::running_statistics_";
   PYNAS_REQUIRE(batch_mean.scalar_type() == ScalarType::Float || batch_mean.scalar_type() == ScalarType::Double, op,
-          "batch_mean", dtype_of(batch_mean), "float32, float64");
+                "batch_mean", dtype_of(batch_mean), "float32, float64");
   PYNAS_REQUIRE(batch_mean.dim() == 1, op, "batch_mean", shape_of(batch_mean), "(C,)");
   PYNAS_REQUIRE(batches.scalar_type() == ScalarType::Long && batches.numel() == 1, op, "batches",
-          dtype_of(batches) + " " + shape_of(batches), "one int64");
+                dtype_of(batches) + " " + shape_of(batches), "one int64");
   const int64_t channels = batch_mean.size(0);
   check_statistics(op, "mean", mean, batch_mean, {channels});
   check_statistics(op, "var", var, batch_mean, {channels});

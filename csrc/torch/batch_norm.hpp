@@ -13,8 +13,8 @@ using kernels::Shape;
 using kernels::Statistic;
 
 // `require` that makes its texts only to throw them: an operator on a small tensor takes a few microseconds in all.
-#define PYNAS_REQUIRE(good, ...) \
-  do {                           \
+#define PYNAS_REQUIRE(good, ...)              \
+  do {                                        \
     if (!(good)) require(false, __VA_ARGS__); \
   } while (false)
 
@@ -69,8 +69,12 @@ struct NormArguments {
   template <class T>
   Normalisation<T> of() const {
     typedef Statistic<T> S;
-    return {values<S>(mean), values<S>(var), values<S>(weight), values<S>(bias),
-            eps,             static_cast<kernels::Activation>(act)};
+    return {values<S>(mean),
+            values<S>(var),
+            values<S>(weight),
+            values<S>(bias),
+            eps,
+            static_cast<kernels::Activation>(act)};
   }
 };
 

@@ -61,7 +61,7 @@ Shape check_activations(const char* op, const Tensor& x) {
   PYNAS_REQUIRE(x.dim() == 4 && x.size(1) > 0, op, "x", shape_of(x), "(N, C, H, W) with C > 0");
   const ScalarType dtype = x.scalar_type();
   PYNAS_REQUIRE(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Double, op, "x",
-          dtype_of(x), activation_types);
+                dtype_of(x), activation_types);
   PYNAS_REQUIRE(x.numel() == 0 || channels_last(x), op, "x", "not channels_last", "channels_last without gaps");
   return {x.size(0), x.size(2) * x.size(3), x.size(1)};
 }
@@ -72,13 +72,14 @@ void check_like(const char* op, const char* argument, const Tensor& tensor, cons
   for (int64_t d = 0; d < 4 && same; ++d) same = tensor.size(d) == x.size(d);
   PYNAS_REQUIRE(same, op, argument, shape_of(tensor), "x's shape");
   PYNAS_REQUIRE(device_type_of(tensor) == device_type_of(x), op, argument, "on another device", "x's device");
-  PYNAS_REQUIRE(x.numel() == 0 || channels_last(tensor), op, argument, "not channels_last", "channels_last without gaps");
+  PYNAS_REQUIRE(x.numel() == 0 || channels_last(tensor), op, argument, "not channels_last",
+                "channels_last without gaps");
 }
 
 void check_statistics(const char* op, const char* argument, const Tensor& tensor, const Tensor& x,
                       std::initializer_list<int64_t> sizes) {
   PYNAS_REQUIRE(tensor.scalar_type() == statistic_type(x), op, argument, dtype_of(tensor),
-          "float32, or float64 where x is float64");
+                "float32, or float64 where x is float64");
   PYNAS_REQUIRE(has_sizes(tensor, sizes), op, argument, shape_of(tensor), text_of(sizes).c_str());
   PYNAS_REQUIRE(device_type_of(tensor) == device_type_of(x), op, argument, "on another device", "x's device");
   PYNAS_REQUIRE(tensor.is_contiguous(), op, argument, "not contiguous", "contiguous tensors");
@@ -97,7 +98,8 @@ Shape NormArguments::check() const {
 void check_gate(const char* op, const std::optional<Tensor>& gate, const Tensor& x, Shape shape) {
   if (!gate.has_value()) return;
   const bool by_channel = gate->dim() == 2 && gate->size(1) == shape.channels;
-  PYNAS_REQUIRE(by_channel || (gate->dim() == 2 && gate->size(1) == 1), op, "gate", shape_of(*gate), "(N, 1) or (N, C)");
+  PYNAS_REQUIRE(by_channel || (gate->dim() == 2 && gate->size(1) == 1), op, "gate", shape_of(*gate),
+                "(N, 1) or (N, C)");
   check_statistics(op, "gate", *gate, x, {shape.groups, by_channel ? shape.channels : 1});
 }
 

@@ -23,7 +23,7 @@ def batch_norm_act(
 
     x: float (N, C, H, W). norm: an `nn.BatchNorm2d`, whose weights, statistics, momentum and mode count as when it is
     called. act: "identity", "relu", "hswish" or "swish". residual: like x. keep: (N,), what each sample is multiplied
-    by (stochastic depth: 0 or 1 / (1 - rate)); no gradient goes to it where the kernels compute. Returns a tensor like x.
+    by (stochastic depth: 0 or 1 / (1 - rate)). Returns a tensor like x.
 
     On CPUs, float32, bfloat16 and float64 tensors in channels_last with weights of float32 (float64) take kernels of
     one pass for the statistics and one for the rest. Everything else is `reference_batch_norm`: other layouts, devices
@@ -37,12 +37,15 @@ def batch_norm_act(
     assert isinstance(norm, nn.BatchNorm2d | SyncBatchNorm)
     mean, var, batch = statistics(x, norm)
     gate = None if keep is None else keep.to(statistics_dtype(x)).view(-1, 1)
-    weight, bias = norm.weight, norm.bias
+    weight, bias = norm._parameters["weight"], norm._parameters["bias"]
     if torch.is_grad_enabled() and (
         x.requires_grad
-        or (weight is not None and (weight.requires_grad or bias.requires_grad))
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
+        if residual is x:  # torch.compile takes no tensor twice
+            residual = x.view_as(x)
         return _NormAct.apply(x, weight, bias, residual, gate, mean, var, norm.eps, ACTIVATIONS[act], batch)
     return torch.ops.pynas.batch_norm_act(x, mean, var, weight, bias, norm.eps, ACTIVATIONS[act], gate, residual)
 
@@ -55,10 +58,13 @@ def takes(x: Tensor, norm: nn.Module, act: str) -> bool:
     if kind is not nn.BatchNorm2d and (kind is not SyncBatchNorm or (norm.training and _over_ranks(norm))):
         return False
     dtype = statistics_dtype(x)
+    features: Any = norm.num_features
+    # Without nn.Module.__getattr__, which takes longer than all else here.
+    weight, running_mean = norm._parameters["weight"], norm._buffers["running_mean"]
     return (
-        norm.num_features == x.shape[1]
-        and (norm.weight is None or (norm.weight.dtype == dtype and norm.bias is not None))
-        and (norm.running_mean is None or norm.running_mean.dtype == dtype)
+        bool(features == x.shape[1])
+        and (weight is None or weight.dtype == dtype)
+        and (running_mean is None or running_mean.dtype == dtype)
         and not has_hooks(norm)
     )
 
@@ -72,20 +78,21 @@ def has_hooks(module: nn.Module) -> bool:
 
 def statistics(x: Tensor, norm: nn.BatchNorm2d | SyncBatchNorm) -> tuple[Tensor, Tensor, bool]:
     """Mean and variance that x is normalised by, and whether they are this batch's; then the running ones follow."""
-    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
-        return norm.running_mean, norm.running_var, False
+    buffers = norm._buffers
+    running_mean, running_var = buffers["running_mean"], buffers["running_var"]
+    if not norm.training and running_mean is not None and running_var is not None:
+        return running_mean, running_var, False
     count = x.numel() // x.shape[1]
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
     mean, var = torch.ops.pynas.channel_statistics(x.detach())
-    if norm.training and norm.track_running_stats and norm.running_mean is not None:
-        torch.ops.pynas.running_statistics_(
-            norm.running_mean, norm.running_var, norm.num_batches_tracked, mean, var, norm.momentum, count
-        )
+    if norm.training and norm.track_running_stats and running_mean is not None:
+        batches = buffers["num_batches_tracked"]
+        torch.ops.pynas.running_statistics_(running_mean, running_var, batches, mean, var, norm.momentum, count)
     return mean, var, True
 
 
-def _over_ranks(norm: nn.Module) -> bool:
+def _over_ranks(norm: Any) -> bool:
     reducer = norm.reducer
     return reducer is not None and reducer.size > 1
 

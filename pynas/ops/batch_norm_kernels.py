@@ -12,19 +12,16 @@ from pynas.ops import library
 ACTIVATIONS = {"identity": 0, "relu": 1, "hswish": 2, "swish": 3}
 """csrc/kernels/types.hpp numbers them so."""
 
-_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float64), "cuda": (torch.float32, torch.bfloat16)}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
-def has_kernel(x: Tensor, device: str = "cpu") -> bool:
-    """Whether fused operators are wanted and take x: channels_last (N, C, H, W) with values, on that kind of device.
-
-    On "cpu" all of them, on "cuda" the four that SyncBatchNorm needs.
-    """
+def has_kernel(x: Tensor) -> bool:
+    """Whether fused operators are wanted and take x: channels_last (N, C, H, W) with values, on a CPU."""
     return (
         library.fused()
-        and x.device.type == device
+        and x.is_cpu
         and x.dim() == 4
-        and x.dtype in _DTYPES[device]
+        and x.dtype in _DTYPES
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
     )

@@ -5,6 +5,7 @@ Shapes: N images, C channels, H x W pixels, R hidden channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,12 +38,18 @@ def batch_norm_act_se(
         return reference.batch_norm_act_se(x, norm, act, reduce, se_act, expand)
     assert isinstance(norm, nn.BatchNorm2d | SyncBatchNorm)
     mean, var, batch = statistics(x, norm)
-    weights = (norm.weight, norm.bias, reduce.weight, reduce.bias, expand.weight, expand.bias)
+    of_norm = norm._parameters
+    weights = (of_norm["weight"], of_norm["bias"], reduce.weight, reduce.bias, expand.weight, expand.bias)
     arguments = (x, *weights, mean, var, norm.eps, ACTIVATIONS[act], se_act)
+    return _without_autocast(_apply, arguments, batch)
+
+
+def _without_autocast(compute: Callable[..., Any], *arguments: Any) -> Any:
+    """compute(*arguments) in the dtypes that the tensors have."""
     if torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
-            return _apply(arguments, batch)
-    return _apply(arguments, batch)
+            return compute(*arguments)
+    return compute(*arguments)
 
 
 def _apply(arguments: tuple[Any, ...], batch: bool) -> Tensor:
@@ -112,31 +119,35 @@ class _NormActSE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, reduce, expand, mean, var, pooled, hidden, active, logits, gate = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        gradient = like(dy, x)
-        norm = (mean, var, weight, bias, ctx.eps, ctx.act)
-        of_samples = torch.ops.pynas.batch_norm_act_gate_sums(gradient, x, *norm)
-        dlogits = torch.ops.aten.hardsigmoid_backward(of_samples[0], logits)
-        dhidden = _activation_backward(ctx.se_act, dlogits.mm(expand.flatten(1)), hidden)
-        pixels = x.shape[2] * x.shape[3]
-        dpool = dhidden.mm(reduce.flatten(1)).div_(pixels)
-        # With a' = act'(z): dz = (dy gate + dpool) a', whose sums are those of dy a' and a' times gate and dpool.
-        sums = (of_samples[1::2] * gate).addcmul_(of_samples[2::2], dpool).sum(1)
-        dbias, dweight = sums.unbind()
-        dx = None
-        if needs[0]:
-            count = x.shape[0] * pixels
-            dx = torch.ops.pynas.batch_norm_act_backward(
-                gradient, x, *norm, gate, dpool, sums if ctx.batch else None, count
-            )
-        return (
-            dx,
-            dweight if needs[1] else None,
-            dbias if needs[2] else None,
-            dhidden.t().mm(pooled).view(reduce.shape) if needs[3] else None,
-            dhidden.sum(0) if needs[4] else None,
-            dlogits.t().mm(active).view(expand.shape) if needs[5] else None,
-            dlogits.sum(0) if needs[6] else None,
-            *[None] * 6,
+        return _without_autocast(_backward, ctx, dy)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, reduce, expand, mean, var, pooled, hidden, active, logits, gate = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    gradient = like(dy, x)
+    norm = (mean, var, weight, bias, ctx.eps, ctx.act)
+    of_samples = torch.ops.pynas.batch_norm_act_gate_sums(gradient, x, *norm)
+    dlogits = torch.ops.aten.hardsigmoid_backward(of_samples[0], logits)
+    dhidden = _activation_backward(ctx.se_act, dlogits.mm(expand.flatten(1)), hidden)
+    pixels = x.shape[2] * x.shape[3]
+    dpool = dhidden.mm(reduce.flatten(1)).div_(pixels)
+    # With a' = act'(z): dz = (dy gate + dpool) a', whose sums are those of dy a' and a' times gate and dpool.
+    sums = (of_samples[1::2] * gate).addcmul_(of_samples[2::2], dpool).sum(1)
+    dbias, dweight = sums.unbind()
+    dx = None
+    if needs[0]:
+        count = x.shape[0] * pixels
+        dx = torch.ops.pynas.batch_norm_act_backward(
+            gradient, x, *norm, gate, dpool, sums if ctx.batch else None, count
         )
+    return (
+        dx,
+        dweight if needs[1] else None,
+        dbias if needs[2] else None,
+        dhidden.t().mm(pooled).view(reduce.shape) if needs[3] else None,
+        dhidden.sum(0) if needs[4] else None,
+        dlogits.t().mm(active).view(expand.shape) if needs[5] else None,
+        dlogits.sum(0) if needs[6] else None,
+        *[None] * 6,
+    )

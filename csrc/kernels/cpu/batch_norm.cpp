@@ -31,9 +31,8 @@ void statistics(const T* x, int64_t rows, int64_t channels, Statistic<T>* mean, 
       double* const squares = means + channels;
       std::fill(sums.begin(), sums.end(), Scalar{});
       accumulate<T, 1>(chunk.values, cut.period, sums.data(),
-                       [&](auto access, int64_t at, int64_t, Vector* to) __attribute__((always_inline)) {
-                         to[0] += access.load(from + at);
-                       });
+                       [&](auto access, int64_t at, int64_t, Vector* to)
+                           __attribute__((always_inline)) { to[0] += access.load(from + at); });
       fold<1>(cut, sums.data(), means);
       for (int64_t c = 0; c < channels; ++c) centre[c] = static_cast<Scalar>(means[c] / count);
       repeat(centre.data(), channels, cut.period, centre.data());
@@ -146,15 +145,14 @@ void forward_with(const T* x, Shape given, const Normalisation<T>& norm, Gate<T>
       const T* const from = x + chunk.offset;
       const T* const added = residual == nullptr ? nullptr : residual + chunk.offset;
       T* const to = y + chunk.offset;
-      sweep<Computed<T>::lanes>(
-          chunk.values, cut.period,
-          [&](auto access, int64_t at, int64_t column) __attribute__((always_inline)) {
-            const Vector centred = norm_at.centre(access.load(from + at), column);
-            Vector value = activate<act>(norm_at.normalise(centred, column));
-            if (gated) value *= load(gate_at + column);
-            if (added != nullptr) value += access.load(added + at);
-            access.store(to + at, value);
-          });
+      sweep<Computed<T>::lanes>(chunk.values, cut.period,
+                                [&](auto access, int64_t at, int64_t column) __attribute__((always_inline)) {
+                                  const Vector centred = norm_at.centre(access.load(from + at), column);
+                                  Vector value = activate<act>(norm_at.normalise(centred, column));
+                                  if (gated) value *= load(gate_at + column);
+                                  if (added != nullptr) value += access.load(added + at);
+                                  access.store(to + at, value);
+                                });
     }
   });
 }
@@ -191,25 +189,23 @@ void backward_sums_with(const T* dy, const T* x, Shape given, const Normalisatio
   const Shape shape = flat(given, gated);
   const Cut<T> cut(shape.groups, shape.rows, shape.channels);
   const Columns<T> columns(cut, norm);
-  const std::vector<double> totals =
-      summed<2>(cut, shape.groups, parallel, [&](const Chunk& chunk, Statistic<T>* to) {
-        Values<T> gates(static_cast<size_t>(gated ? cut.period : 0));
-        if (gated) fill_gate(cut, gate, chunk.group, gates);
-        const Normaliser<T> norm_at = columns.normaliser();
-        const Statistic<T>* const gate_at = gates.data();
-        const T* const from = x + chunk.offset;
-        const T* const gradient = dy + chunk.offset;
-        accumulate<T, 2>(
-            chunk.values, cut.period, to,
-            [&](auto access, int64_t at, int64_t column, Vector* into) __attribute__((always_inline)) {
-              const Vector centred = norm_at.centre(access.load(from + at), column);
-              Vector d = access.load(gradient + at);
-              if (gated) d *= load(gate_at + column);
-              const Vector dz = chain<act>(d, norm_at.normalise(centred, column));
-              into[0] += dz;
-              into[1] += dz * centred;
-            });
-      });
+  const std::vector<double> totals = summed<2>(cut, shape.groups, parallel, [&](const Chunk& chunk, Statistic<T>* to) {
+    Values<T> gates(static_cast<size_t>(gated ? cut.period : 0));
+    if (gated) fill_gate(cut, gate, chunk.group, gates);
+    const Normaliser<T> norm_at = columns.normaliser();
+    const Statistic<T>* const gate_at = gates.data();
+    const T* const from = x + chunk.offset;
+    const T* const gradient = dy + chunk.offset;
+    accumulate<T, 2>(chunk.values, cut.period, to,
+                     [&](auto access, int64_t at, int64_t column, Vector* into) __attribute__((always_inline)) {
+                       const Vector centred = norm_at.centre(access.load(from + at), column);
+                       Vector d = access.load(gradient + at);
+                       if (gated) d *= load(gate_at + column);
+                       const Vector dz = chain<act>(d, norm_at.normalise(centred, column));
+                       into[0] += dz;
+                       into[1] += dz * centred;
+                     });
+  });
   for (int64_t c = 0; c < shape.channels; ++c) {
     double total = 0.0, along = 0.0;
     for (int64_t g = 0; g < shape.groups && !totals.empty(); ++g) {
@@ -237,7 +233,8 @@ void backward_with(const T* dy, const T* x, Shape given, const Normalisation<T>&
   if (varies) {
     for (int64_t c = 0; c < shape.channels; ++c) {
       level[c] = static_cast<Scalar>(columns.scale[c] * (sums[c] / count));
-      slope[c] = static_cast<Scalar>(columns.scale[c] * (sums[shape.channels + c] / count) * inverse_deviation(norm, c));
+      slope[c] =
+          static_cast<Scalar>(columns.scale[c] * (sums[shape.channels + c] / count) * inverse_deviation(norm, c));
     }
     repeat(level.data(), shape.channels, cut.period, level.data());
     repeat(slope.data(), shape.channels, cut.period, slope.data());
@@ -256,8 +253,7 @@ void backward_with(const T* dy, const T* x, Shape given, const Normalisation<T>&
       const T* const gradient = dy + chunk.offset;
       T* const to = dx + chunk.offset;
       sweep<Computed<T>::lanes>(
-          chunk.values, cut.period,
-          [&](auto access, int64_t at, int64_t column) __attribute__((always_inline)) {
+          chunk.values, cut.period, [&](auto access, int64_t at, int64_t column) __attribute__((always_inline)) {
             const Vector centred = norm_at.centre(access.load(from + at), column);
             Vector d = access.load(gradient + at);
             if (gated) d *= load(gate_at + column);
@@ -275,16 +271,15 @@ void pool_with(const T* x, Shape shape, const Normalisation<T>& norm, Statistic<
   typedef typename Computed<T>::Vector Vector;
   const Cut<T> cut(shape.groups, shape.rows, shape.channels);
   const Columns<T> columns(cut, norm);
-  const std::vector<double> totals =
-      summed<1>(cut, shape.groups, parallel, [&](const Chunk& chunk, Statistic<T>* to) {
-        const Normaliser<T> norm_at = columns.normaliser();
-        const T* const from = x + chunk.offset;
-        accumulate<T, 1>(chunk.values, cut.period, to,
-                         [&](auto access, int64_t at, int64_t column, Vector* into) __attribute__((always_inline)) {
-                           const Vector centred = norm_at.centre(access.load(from + at), column);
-                           into[0] += activate<act>(norm_at.normalise(centred, column));
-                         });
-      });
+  const std::vector<double> totals = summed<1>(cut, shape.groups, parallel, [&](const Chunk& chunk, Statistic<T>* to) {
+    const Normaliser<T> norm_at = columns.normaliser();
+    const T* const from = x + chunk.offset;
+    accumulate<T, 1>(chunk.values, cut.period, to,
+                     [&](auto access, int64_t at, int64_t column, Vector* into) __attribute__((always_inline)) {
+                       const Vector centred = norm_at.centre(access.load(from + at), column);
+                       into[0] += activate<act>(norm_at.normalise(centred, column));
+                     });
+  });
   const double rows = static_cast<double>(shape.rows);
   for (size_t i = 0; i < totals.size(); ++i) pooled[i] = static_cast<Statistic<T>>(totals[i] / rows);
 }
@@ -295,25 +290,24 @@ void gate_sums_with(const T* dy, const T* x, Shape shape, const Normalisation<T>
   typedef typename Computed<T>::Vector Vector;
   const Cut<T> cut(shape.groups, shape.rows, shape.channels);
   const Columns<T> columns(cut, norm);
-  const std::vector<double> totals =
-      summed<5>(cut, shape.groups, parallel, [&](const Chunk& chunk, Statistic<T>* to) {
-        const Normaliser<T> norm_at = columns.normaliser();
-        const T* const from = x + chunk.offset;
-        const T* const gradient = dy + chunk.offset;
-        accumulate<T, 5>(chunk.values, cut.period, to,
-                         [&](auto access, int64_t at, int64_t column, Vector* into) __attribute__((always_inline)) {
-                           const Vector centred = norm_at.centre(access.load(from + at), column);
-                           const Vector z = norm_at.normalise(centred, column);
-                           const Vector d = access.load(gradient + at);
-                           const Vector dz = chain<act>(d, z);
-                           const Vector slope = chain<act>(Vector{} + 1, z);
-                           into[0] += d * activate<act>(z);
-                           into[1] += dz;
-                           into[2] += slope;
-                           into[3] += dz * centred;
-                           into[4] += slope * centred;
-                         });
-      });
+  const std::vector<double> totals = summed<5>(cut, shape.groups, parallel, [&](const Chunk& chunk, Statistic<T>* to) {
+    const Normaliser<T> norm_at = columns.normaliser();
+    const T* const from = x + chunk.offset;
+    const T* const gradient = dy + chunk.offset;
+    accumulate<T, 5>(chunk.values, cut.period, to,
+                     [&](auto access, int64_t at, int64_t column, Vector* into) __attribute__((always_inline)) {
+                       const Vector centred = norm_at.centre(access.load(from + at), column);
+                       const Vector z = norm_at.normalise(centred, column);
+                       const Vector d = access.load(gradient + at);
+                       const Vector dz = chain<act>(d, z);
+                       const Vector slope = chain<act>(Vector{} + 1, z);
+                       into[0] += d * activate<act>(z);
+                       into[1] += dz;
+                       into[2] += slope;
+                       into[3] += dz * centred;
+                       into[4] += slope * centred;
+                     });
+  });
   for (int64_t g = 0; g < shape.groups && !totals.empty(); ++g)
     for (int k = 0; k < 5; ++k)
       for (int64_t c = 0; c < shape.channels; ++c) {

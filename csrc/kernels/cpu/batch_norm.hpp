@@ -68,10 +68,10 @@ struct BatchNormKernels {
   void (*gate_sums)(const T* dy, const T* x, Shape, const Normalisation<T>&, Statistic<T>* sums, const Parallel&);
 };
 
-#define PYNAS_DECLARE_BATCH_NORM(isa)                     \
-  namespace isa {                                         \
-  extern const BatchNormKernels<float> batch_norm_float;  \
-  extern const BatchNormKernels<bf16> batch_norm_bf16;    \
+#define PYNAS_DECLARE_BATCH_NORM(isa)                      \
+  namespace isa {                                          \
+  extern const BatchNormKernels<float> batch_norm_float;   \
+  extern const BatchNormKernels<bf16> batch_norm_bf16;     \
   extern const BatchNormKernels<double> batch_norm_double; \
   }
 PYNAS_DECLARE_BATCH_NORM(baseline)
