@@ -7,6 +7,7 @@ The modules stay what they are, for names, states, counts and hooks; only who co
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +62,11 @@ def to_be_fused() -> bool:
     return fused() and not torch.compiler.is_exporting()
 
 
-def _is_norm(layer: nn.Module) -> bool:
+def _is_norm(layer: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     return type(layer) is nn.BatchNorm2d and not _hooked(layer)
 
 
-def _is_depthwise(layer: nn.Module) -> bool:
+def _is_depthwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     return (
         type(layer) is nn.Conv2d
         and layer.groups == layer.in_channels > 1
