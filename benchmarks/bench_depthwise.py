@@ -23,7 +23,8 @@ from pynas.ops.reference_depthwise import depthwise_conv2d as reference
 
 IMAGES = 8
 SHAPES = (
-    (64, 112, 3, 1), (64, 112, 5, 2), (96, 56, 5, 1), (200, 28, 5, 1), (360, 14, 3, 1), (768, 14, 5, 1), (1248, 7, 5, 1),
+    (64, 112, 3, 1), (64, 112, 5, 2), (96, 56, 5, 1), (200, 28, 5, 1),
+    (360, 14, 3, 1), (768, 14, 5, 1), (1248, 7, 5, 1),
 )  # fmt: skip
 """Channels, height and width, kernel, stride."""
 

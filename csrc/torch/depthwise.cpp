@@ -1,52 +1,11 @@
 #include "../kernels/cpu/depthwise.hpp"
 
-#include "glue.hpp"
+#include "activations.hpp"
 
 namespace pynas::torch_glue {
 namespace {
 
 using kernels::DepthwiseShape;
-using torch::headeronly::MemoryFormat;
-
-// Calls body(T{}) with the kernels' type for the tensor's dtype.
-template <class Body>
-void by_dtype(const Tensor& tensor, const char* op, const char* name, const Body& body) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return body(float{});
-    case ScalarType::BFloat16:
-      return body(kernels::bf16{});
-    case ScalarType::Double:
-      return body(double{});
-    default:
-      require(false, op, name, dtype_of(tensor), "float32, bfloat16, float64");
-  }
-}
-
-template <class Kernels, class T>
-const auto& of_type(const Kernels& kernels, T) {
-  if constexpr (std::is_same_v<T, float>)
-    return kernels.of_float;
-  else if constexpr (std::is_same_v<T, double>)
-    return kernels.of_double;
-  else
-    return kernels.of_bf16;
-}
-
-bool channels_last(const Tensor& tensor) {
-  if (tensor.numel() == 0) return true;
-  int64_t expected = 1;
-  for (const int dim : {1, 3, 2, 0}) {
-    if (tensor.size(dim) != 1 && tensor.stride(dim) != expected) return false;
-    expected *= tensor.size(dim);
-  }
-  return true;
-}
-
-void check_activations(const Tensor& tensor, const char* op, const char* name) {
-  require(tensor.dim() == 4, op, name, "of shape " + shape_of(tensor), "(N, C, H, W)");
-  require(channels_last(tensor), op, name, "not in channels_last", "channels_last");
-}
 
 std::string pair_of(int64_t a, int64_t b) {
   return "(" + std::to_string(a) + ", " + std::to_string(b) + ")";
@@ -79,12 +38,6 @@ void check_weight(const Tensor& weight, const Tensor& activations, const char* o
   require(weight.is_contiguous(), op, "weight", "not contiguous", "contiguous tensors");
   require(weight.scalar_type() == activations.scalar_type(), op, "weight", dtype_of(weight),
           "the dtype of the activations");
-}
-
-Tensor activations_like(const Tensor& tensor, int64_t n, int64_t channels, int64_t h, int64_t w) {
-  const int64_t size[] = {n, channels, h, w};
-  return torch::stable::empty({size, 4}, tensor.scalar_type(), std::nullopt, tensor.device(), std::nullopt,
-                              MemoryFormat::ChannelsLast);
 }
 
 Tensor forward(Tensor x, Tensor weight, int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w) {

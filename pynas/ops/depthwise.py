@@ -115,7 +115,7 @@ def grad_weight(dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], 
 
 
 class _Convolution(torch.autograd.Function):
-    """For eager use: takes a third of the host time of an operator with registered autograd."""
+    """For eager use: a call takes some 60 us less host time than one of an operator with registered autograd."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
