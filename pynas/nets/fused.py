@@ -7,7 +7,7 @@ The modules stay what they are, for names, states, counts and hooks; only who co
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from pynas.ops.depthwise import depthwise_conv2d
 from pynas.ops.library import fused
 from pynas.ops.squeeze_excite import batch_norm_act_se
 
+Pair = tuple[int, int]
 ACTIVATION_NAMES = {make: name for name, make in ACTIVATIONS.items()}
 
 
@@ -42,7 +43,8 @@ def in_sequence(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
             else:
                 x = batch_norm_act(x, layer, act)
         elif _is_depthwise(layer):
-            x = depthwise_conv2d(x, layer.weight, layer.stride, layer.padding)
+            stride, padding = cast(Pair, layer.stride), cast(Pair, layer.padding)
+            x = depthwise_conv2d(x, layer.weight, stride, padding)
         else:
             x = layer(x)
     return x

@@ -4,6 +4,10 @@
 // that the linker never takes one set's function for another's.
 #pragma once
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -46,8 +50,14 @@ inline Doubles load(const double* from) {
 }
 
 inline Floats load(const bf16* from) {
+#if defined(__AVX2__) && PYNAS_LANES == 8
+  // gcc 12 makes five instructions of the conversion below.
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return reinterpret_cast<Floats>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+#else
   const UnalignedHalves halves = *reinterpret_cast<const UnalignedHalves*>(from);
   return reinterpret_cast<Floats>(__builtin_convertvector(halves, Bits) << 16);
+#endif
 }
 
 inline void store(float* to, Floats values) {
@@ -63,7 +73,13 @@ inline void store(bf16* to, Floats values) {
   const Bits bits = reinterpret_cast<Bits>(values);
   const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Bits kept = values == values ? rounded : Bits{} + 0x7fc0u;
+#if defined(__AVX2__) && PYNAS_LANES == 8
+  const __m256i wide = reinterpret_cast<__m256i>(kept);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+#else
   *reinterpret_cast<UnalignedHalves*>(to) = __builtin_convertvector(kept, UnalignedHalves);
+#endif
 }
 
 // The first `count` of a vector's values, for the end of a row; the others load as zeros and are not stored.
