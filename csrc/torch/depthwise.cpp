@@ -8,7 +8,7 @@ namespace {
 using kernels::DepthwiseShape;
 
 std::string pair_of(int64_t a, int64_t b) {
-  return "(" + std::to_string(a) + ", " + std::to_string(b) + ")";
+  return std::string("(").append(std::to_string(a)).append(", ").append(std::to_string(b)).append(")");
 }
 
 int64_t positions(int64_t size, int64_t kernel, int64_t stride, int64_t padding) {
