@@ -6,7 +6,7 @@ VENV ?= .venv
 PYTEST_ARGS ?= -n 3 --dist loadscope --no-loadscope-reorder
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.hpp') CMakeLists.txt setup.py pyproject.toml
+CORE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
 SLURM := slurmctld slurmd slurm-client munge
 
@@ -30,12 +30,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.hpp')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.[ch]pp' -o -name '*.cu')
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.hpp')
+	$(BIN)/clang-format -i $$(find csrc -name '*.[ch]pp' -o -name '*.cu')
 
 # The core's tests against a build with the address and undefined-behaviour sanitizers.
 sanitize: $(VENV)/.installed-dev
@@ -48,6 +48,10 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench_pool.py
 	$(BIN)/python benchmarks/bench_import.py
 	$(BIN)/python benchmarks/bench_loader.py
+	$(BIN)/python benchmarks/bench_ema.py
+	$(BIN)/python benchmarks/bench_depthwise.py
+	$(BIN)/python benchmarks/bench_blocks.py
+	$(BIN)/python benchmarks/bench_candidate.py
 	$(BIN)/python benchmarks/bench_mpi_executor.py
 	$(BIN)/python benchmarks/bench_sync_batch_norm.py
 	$(BIN)/python benchmarks/bench_scaling.py
@@ -69,4 +73,4 @@ $(VENV)/.installed-dev: $(VENV)/.torch $(CORE_SOURCES)
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build build-* pynas/_core*.so *.egg-info
+	rm -rf $(VENV) build build-* pynas/_core*.so pynas/libpynas_ops.so *.egg-info

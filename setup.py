@@ -1,6 +1,7 @@
-"""Builds pynas._core with CMake (CMakeLists.txt is the only build description); everything else is in pyproject.toml.
+"""Builds pynas._core and libpynas_ops.so with CMake, whose CMakeLists.txt is the only build description.
 
-PYNAS_SANITIZE=1 in the environment builds with address and undefined-behaviour sanitizers.
+Everything else is in pyproject.toml. PYNAS_SANITIZE, PYNAS_WERROR, PYNAS_CUDA and PYNAS_CUDA_ARCHITECTURES in the
+environment set CMake's options of these names.
 """
 
 import os
@@ -16,12 +17,12 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve() / "cmake"
-        sanitize = os.environ.get("PYNAS_SANITIZE", "0") not in ("", "0")
+        options = ("PYNAS_SANITIZE", "PYNAS_WERROR", "PYNAS_CUDA", "PYNAS_CUDA_ARCHITECTURES")
         configure = [
             *("cmake", "-S", str(Path(__file__).resolve().parent), "-B", str(build), "-G", "Ninja"),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
-            f"-DPYNAS_SANITIZE={'ON' if sanitize else 'OFF'}",
+            *(f"-D{name}={os.environ[name]}" for name in options if os.environ.get(name)),
         ]
         compile_ = ["cmake", "--build", str(build)]
         if self.parallel:

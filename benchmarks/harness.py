@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +99,24 @@ def machine(*peers: str) -> dict[str, Any]:
         "instruction_sets": list(_core.instruction_sets()),
         "load": round(os.getloadavg()[0], 1),  # of the last minute before the start: what else the machine did
         "versions": versions,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """Of the repository that this file is in, with "+" where tracked files differ from it; None outside of one."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--abbrev=12",
+        "--dirty=+",
+        "--exclude=*",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
 
 
 def missing(peer: str, error: ImportError) -> None:

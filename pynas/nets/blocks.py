@@ -7,22 +7,13 @@ nothing is derived here. Modules are made without initial values that matter: `b
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from pynas.errors import PynasError
+from pynas.nets.activations import activation
+from pynas.nets.attention import SplitAttention, SqueezeExcite
+from pynas.nets.fused import in_sequence, norm_and_add
 from pynas.space.architecture import Block
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"hswish": nn.Hardswish, "relu": nn.ReLU, "swish": nn.SiLU}
-
-
-def activation(name: str) -> nn.Module:
-    """The activation a table calls `name`; PynasError for one that is not in ACTIVATIONS."""
-    if name not in ACTIVATIONS:
-        raise PynasError(f"act: got {name!r}, allowed are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]()
 
 
 class StochasticDepth(nn.Module):
@@ -37,13 +28,18 @@ class StochasticDepth(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        kept = self.kept(x)
+        return x if kept is None else x * kept[:, None, None, None]
+
+    def kept(self, x: Tensor) -> Tensor | None:
+        """What each sample's branch is multiplied by, (N,) as x; None where nothing is dropped."""
         if not self.training or self.rate == 0.0:
-            return x
+            return None
         keep = 1.0 - self.rate
         if keep <= 0.0:
-            return torch.zeros_like(x)
-        kept = torch.rand(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype) < keep
-        return x * (kept.to(x.dtype) / keep)
+            return torch.zeros(x.shape[0], device=x.device, dtype=x.dtype)
+        kept = torch.rand(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).flatten() < keep
+        return kept.to(x.dtype) / keep
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.4g}"
@@ -65,51 +61,7 @@ class ConvBlock(nn.Module):
         self.act = activation(block.act)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
-
-
-class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate in [0, 1] computed from all channels' means (Hu et al. 2018), gated by hsigmoid."""
-
-    def __init__(self, channels: int, hidden: int, act: str) -> None:
-        super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.reduce = nn.Conv2d(channels, hidden, 1)
-        self.act = activation(act)
-        self.expand = nn.Conv2d(hidden, channels, 1)
-        self.gate = nn.Hardsigmoid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
-
-
-class SplitAttention(nn.Module):
-    """Sums `splits` maps of each channel with weights computed from all channels' means (ResNeSt, Zhang et al. 2020).
-
-    Takes (N, channels * splits, H, W) as a grouped convolution with one group a channel makes it: the splits of a
-    channel stand side by side. Returns (N, channels, H, W). `expand` computes the weights' logits split by split, as
-    ResNeSt does (radix-major), and softmax makes the weights of a channel's splits add up to one. With one split there
-    is nothing to choose between: the gate is hsigmoid's, and the module is squeeze-and-excite.
-    """
-
-    def __init__(self, channels: int, hidden: int, splits: int, act: str) -> None:
-        super().__init__()
-        self.channels = channels
-        self.splits = splits
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.reduce = nn.Conv2d(channels, hidden, 1)
-        self.act = activation(act)
-        self.expand = nn.Conv2d(hidden, splits * channels, 1)
-        self.gate = nn.Softmax(dim=1) if splits > 1 else nn.Hardsigmoid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = x.unflatten(1, (self.channels, self.splits))  # (N, C, splits, H, W)
-        logits = self.expand(self.act(self.reduce(self.pool(maps.sum(2)))))
-        weights = self.gate(logits.unflatten(1, (self.splits, self.channels))).transpose(1, 2)  # (N, C, splits, 1, 1)
-        return (maps * weights).sum(2)
-
-    def extra_repr(self) -> str:
-        return f"splits={self.splits}"
+        return in_sequence((self.conv, self.norm, self.act), x)
 
 
 class MBConv(nn.Module):
@@ -144,8 +96,8 @@ class MBConv(nn.Module):
         self.drop = StochasticDepth(drop if block.residual else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.branch(x))
-        return x + self.drop(y) if self.residual else y
+        y = in_sequence(self.branch, x)
+        return norm_and_add(self.norm, y, x, self.drop.kept(y)) if self.residual else norm_and_add(self.norm, y)
 
 
 class SkipBlock(nn.Module):
@@ -163,7 +115,7 @@ class SkipBlock(nn.Module):
             self.act = activation(block.act)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.identity else self.act(self.norm(self.conv(x)))
+        return x if self.identity else in_sequence((self.conv, self.norm, self.act), x)
 
 
 class MBPool(nn.Module):
@@ -179,7 +131,7 @@ class MBPool(nn.Module):
         self.last_act = activation(block.act)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last_act(self.project(self.pool(self.act(self.norm(self.expand(x))))))
+        return in_sequence((self.expand, self.norm, self.act, self.pool, self.project, self.last_act), x)
 
 
 class Head(nn.Module):

@@ -1,1 +1,5 @@
-"""Operations of networks: batch-norm over several ranks and what sums over them. Imports torch and numpy alone."""
+"""Operators of networks, fused and in plain torch, and what sums over ranks. Imports torch and numpy alone."""
+
+from pynas.ops.library import available, fused, use, using
+
+__all__ = ["available", "fused", "use", "using"]

@@ -32,7 +32,7 @@ from pynas.randomness import derive_seed, generator
 from pynas.train.config import TrainingRecipe
 from pynas.train.distill import Teacher, distillation_loss
 from pynas.train.ema import WeightAverage, ema_decay
-from pynas.train.optimizer import make_optimizer
+from pynas.train.optimizer import averages, make_optimizer
 from pynas.train.schedule import Schedule
 from pynas.train.world import World
 
@@ -76,9 +76,9 @@ class Trainer:
             if isinstance(module, _BatchNorm):
                 module.momentum = 1.0 - recipe.batch_norm_momentum
         self.recipe, self.device, self.steps_per_epoch = recipe, device, steps_per_epoch
-        self.optimizer = make_optimizer(network, recipe)
-        self.schedule = Schedule.of(recipe, steps_per_epoch)
         self.average = WeightAverage(network, ema_decay(recipe, steps_per_epoch)) if recipe.ema else None
+        self.optimizer = make_optimizer(network, recipe, self.average)
+        self.schedule = Schedule.of(recipe, steps_per_epoch)
         self.evaluated = network if self.average is None else self.average.network
         self.step = 0
         self._classes, self._seed, self._teacher = classes, seed, teacher
@@ -125,7 +125,7 @@ class Trainer:
             if self.recipe.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip, foreach=True)
             self.optimizer.step()
-            if self.average is not None:
+            if self.average is not None and not averages(self.optimizer):
                 self.average.update()
         self.step += 1
         self._evaluated = 0

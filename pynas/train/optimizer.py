@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pynas.ops.arena import has_kernels
+from pynas.ops.optimizer import SGDEMA, RMSpropEMA
 from pynas.train.config import TrainingRecipe
+from pynas.train.ema import WeightAverage
 
 RMSPROP_DECAY = 0.9  # of the running square average, as in MobileNetV3 and EfficientNet
 RMSPROP_EPS = 1e-3
@@ -125,14 +128,31 @@ def parameter_groups(
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
-def make_optimizer(network: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all parameters.
+def make_optimizer(
+    network: nn.Module, recipe: TrainingRecipe, average: WeightAverage | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all parameters of `network`, as `average` does its source.
 
     SGD is plain heavy-ball momentum: the paper says "SGD" and names no Nesterov. Both optimizers add weight decay to
     the gradient (L2), as the releases of that time did. `recipe.lr` is taken as it is: Table 2's factor 4 for SGD is
-    applied where a genome is decoded.
+    applied where a genome is decoded. Where there are kernels for it, one pass over memory does the step and the
+    average's; else `average.update()` is left to the caller (`averages`).
     """
     groups = parameter_groups(network, recipe.weight_decay, recipe.batch_norm_weight_decay)
-    if recipe.optimizer == "RMSProp":
-        return RMSPropTF(groups, recipe.lr, momentum=recipe.momentum)
-    return SGD(groups, recipe.lr, momentum=recipe.momentum)
+    settings: dict[str, Any] = {"momentum": recipe.momentum}
+    if not _fusible(network):
+        return (RMSPropTF if recipe.optimizer == "RMSProp" else SGD)(groups, recipe.lr, **settings)
+    if average is not None:
+        settings |= {"module": network, "average": average.network, "average_decay": average.decay}
+    return (RMSpropEMA if recipe.optimizer == "RMSProp" else SGDEMA)(groups, recipe.lr, **settings)
+
+
+def averages(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's step includes the average's."""
+    return isinstance(optimizer, (RMSpropEMA, SGDEMA))
+
+
+def _fusible(network: nn.Module) -> bool:
+    parameters = list(network.parameters())
+    devices, dtypes = {p.device for p in parameters}, {p.dtype for p in parameters}
+    return len(devices) == 1 and dtypes <= {torch.float32, torch.bfloat16} and has_kernels(devices.pop())

@@ -5,7 +5,7 @@ set -eu
 bin=$(cd "$1" && pwd)
 PATH="$bin:$PATH"
 cmake -S . -B build-sanitize -G Ninja -DPYNAS_SANITIZE=ON -DPython_EXECUTABLE="$bin/python" >/dev/null
-cmake --build build-sanitize
+cmake --build build-sanitize --target _core
 # Python links neither library itself: the sanitizer must come first, and must find the C++ library's exceptions.
 # Leaks are not looked for: the interpreter never frees all it has at exit.
 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" \

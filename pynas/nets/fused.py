@@ -1,0 +1,88 @@
+"""Layers one after another, with a fused operator of `pynas.ops` wherever some of them have one.
+
+The modules stay what they are, for names, states, counts and hooks; only who computes changes. With
+``pynas.ops.use("reference")`` every module is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeGuard, cast
+
+import torch
+from torch import Tensor, nn
+
+from pynas.nets.activations import ACTIVATIONS
+from pynas.nets.attention import SqueezeExcite
+from pynas.ops.batch_norm import batch_norm_act
+from pynas.ops.depthwise import depthwise_conv2d
+from pynas.ops.library import fused
+from pynas.ops.squeeze_excite import batch_norm_act_se
+
+Pair = tuple[int, int]
+ACTIVATION_NAMES = {make: name for name, make in ACTIVATIONS.items()}
+
+
+def in_sequence(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """``nn.Sequential(*layers)(x)``; batch-norms take the activation and squeeze-and-excite after them along."""
+    if not to_be_fused():
+        for layer in layers:
+            x = layer(x)
+        return x
+    waiting = [layer for layer in layers if not isinstance(layer, nn.Identity)]
+    while waiting:
+        layer = waiting.pop(0)
+        if _is_norm(layer):
+            act = "identity"
+            if waiting and type(waiting[0]) in ACTIVATION_NAMES and not _hooked(waiting[0]):
+                act = ACTIVATION_NAMES[type(waiting.pop(0))]
+            gate = waiting[0] if waiting else None
+            if isinstance(gate, SqueezeExcite) and type(gate.act) in ACTIVATION_NAMES and not _hooked(*gate.modules()):
+                waiting.pop(0)
+                x = batch_norm_act_se(x, layer, act, gate.reduce, ACTIVATION_NAMES[type(gate.act)], gate.expand)
+            else:
+                x = batch_norm_act(x, layer, act)
+        elif _is_depthwise(layer):
+            stride, padding = cast(Pair, layer.stride), cast(Pair, layer.padding)
+            x = depthwise_conv2d(x, layer.weight, stride, padding)
+        else:
+            x = layer(x)
+    return x
+
+
+def norm_and_add(norm: nn.Module, x: Tensor, residual: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    """``norm(x) * keep + residual``; keep: (N,) as x, or None for ones."""
+    if to_be_fused() and _is_norm(norm):
+        return batch_norm_act(x, norm, "identity", residual, keep)
+    y = norm(x)
+    if keep is not None:
+        y = y * keep[:, None, None, None]
+    return y if residual is None else y + residual
+
+
+def to_be_fused() -> bool:
+    return fused() and not torch.compiler.is_exporting()
+
+
+def _is_norm(layer: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    return type(layer) is nn.BatchNorm2d and not _hooked(layer)
+
+
+def _is_depthwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return (
+        type(layer) is nn.Conv2d
+        and layer.groups == layer.in_channels > 1
+        and layer.bias is None
+        and layer.dilation == (1, 1)
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and not _hooked(layer)
+    )
+
+
+def _hooked(*modules: nn.Module) -> bool:
+    """Whether somebody wants to be told when one of the modules is called, as profilers and counters do."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in modules
+    )

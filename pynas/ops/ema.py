@@ -1,0 +1,206 @@
+"""Exponential moving averages of weights for any training loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from operator import is_
+
+import torch
+from torch import Tensor, nn
+
+from pynas.errors import PynasError
+from pynas.ops import reference_arena
+from pynas.ops.arena import address_table, chunks, floats, has_kernels, placed, strides_of, view_of, zeros
+
+
+def ema_update(averages: Tensor | Sequence[Tensor], values: Tensor | Sequence[Tensor], decay: float) -> None:
+    """averages <- averages + (1 - decay) (values - averages), in place, as torch.lerp computes it.
+
+    averages, values: a tensor each, or as many tensors of the same shapes; of any floating type, computed in that of
+    the average. The fused kernel takes one contiguous float32 average with contiguous float32 or bfloat16 values: the
+    flat tensors of an `Arena`. Sequences are torch's grouped operation; `ModelEma` is the faster way there. No gradient
+    flows, and autocast changes nothing.
+
+    Raises PynasError for another number of tensors and for other shapes or devices.
+    """
+    if isinstance(averages, Tensor) or isinstance(values, Tensor):
+        if not (isinstance(averages, Tensor) and isinstance(values, Tensor)):
+            raise PynasError("ema_update: got a tensor and a sequence; allowed: two tensors, or two sequences of them")
+        averages, values = [averages], [values]
+    if len(averages) != len(values):
+        raise PynasError(f"ema_update: got {len(averages)} averages and {len(values)} values; allowed: as many")
+    for average, value in zip(averages, values):
+        if average.shape != value.shape or average.device != value.device:
+            raise PynasError(
+                f"ema_update: got an average {tuple(average.shape)} on {average.device} and values "
+                f"{tuple(value.shape)} on {value.device}; allowed: the same shape and device"
+            )
+    if len(averages) == 1 and _has_kernel(averages[0], values[0]):
+        torch.ops.pynas.ema_update.default(averages[0].detach(), values[0].detach(), decay)
+        if not torch.compiler.is_compiling():
+            torch.autograd.graph.increment_version(averages[0])
+    elif len(averages):
+        reference_arena.ema_update(list(averages), list(values), decay)
+
+
+def ema_multi_avg_fn(decay: float = 0.999) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """For `torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema_multi_avg_fn(decay), use_buffers=True)`.
+
+    As torch's `get_ema_multi_avg_fn`, also of integers: their average is truncated.
+    Raises PynasError for a decay outside [0, 1].
+    """
+    _checked_decay("ema_multi_avg_fn", decay)
+
+    def update(averages: Sequence[Tensor], values: Sequence[Tensor], averaged: Tensor | int) -> None:
+        if averages and averages[0].is_floating_point():
+            ema_update(averages, values, decay)
+        else:
+            for average, value in zip(averages, values):
+                average.copy_(average * decay + value * (1.0 - decay))
+
+    return update
+
+
+class ModelEma(nn.Module):
+    """A copy of a model whose weights are the moving average of the model's: timm's ModelEmaV2 in one pass over memory.
+
+    `module` is the average, in evaluation mode. Its float32 and bfloat16 parameters and buffers are averaged in
+    float32, in contiguous storage; other floating ones in their own type; the rest, such as counts, is copied.
+    The model's own tensors stay where they are, and may move.
+
+    device: of the average, by default the model's. Raises PynasError for a decay outside [0, 1], and in `update` and
+    `set` for a model of other parameters or buffers.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.decay = _checked_decay("ModelEma", decay)
+        self.device = None if device is None else torch.device(device)
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        if self.device is not None:
+            self.module.to(self.device)
+        for tensor in floats(self.module):
+            if tensor.dtype == torch.bfloat16:
+                tensor.data = tensor.data.float()
+        self._plan: _Plan | None = None
+
+    def update(self, model: nn.Module) -> None:
+        """module <- module + (1 - decay) (model - module)."""
+        self._plan_for(model).update(self.decay)
+
+    def set(self, model: nn.Module) -> None:
+        """module <- model, as at the start."""
+        self._plan_for(model).set()
+
+    def forward(self, *inputs: object, **named: object) -> object:
+        return self.module(*inputs, **named)
+
+    def _plan_for(self, model: nn.Module) -> _Plan:
+        if self._plan is None or not self._plan.holds(model):
+            self._plan = _Plan(self.module, model)
+        return self._plan
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_plan": None}
+
+
+class _Plan:
+    """What of a model goes where in its average, made once."""
+
+    @torch.no_grad()
+    def __init__(self, average: nn.Module, model: nn.Module) -> None:
+        averages, values = ([*module.parameters(), *module.buffers()] for module in (average, model))
+        if [a.shape for a in averages] != [v.shape for v in values]:
+            raise PynasError("ModelEma: got a model of other parameters or buffers; allowed: the one it was made of")
+        fused: list[tuple[Tensor, Tensor]] = []
+        rest: list[tuple[Tensor, Tensor]] = []
+        for a, v in zip(averages, values):
+            (fused if _fits(a, v) else rest).append((a, v))
+        self._model = model
+        self._fused = has_kernels(values[0].device) if values else False
+        self._every = list(zip(averages, values))
+        self._homes, self._names, self._values_at_home = _homes(model)
+        self._addresses = list(map(Tensor.data_ptr, self._values_at_home))
+        self._copied = [(a, v) for a, v in rest if not a.is_floating_point()]
+        self._others = [(a, v) for a, v in rest if a.is_floating_point()]
+        self._averages = [a for a, _ in fused]
+        self._average_addresses: list[int] = []
+        self._flat: Tensor | None = None
+        if fused:
+            self._lay_out([v for _, v in fused])
+
+    def _lay_out(self, values: list[Tensor]) -> None:
+        offsets, size = placed(values)
+        device = values[0].device
+        self._flat = zeros(size, torch.float32, device)
+        for a, v, offset in zip(self._averages, values, offsets):
+            a.data = view_of(self._flat, offset, v.shape, v.stride()).copy_(a)
+        lows = [0 if v.dtype == torch.bfloat16 else -1 for v in values]
+        self._chunks = chunks(values, offsets, lows, range(len(values)), [0] * len(values)).to(device)
+        self._values = address_table([v.data_ptr() for v in values], device)
+        self._average_addresses = [a.data_ptr() for a in self._averages]
+
+    def holds(self, model: nn.Module) -> bool:
+        """Whether model and average are where they were."""
+        return (
+            model is self._model
+            and all(map(is_, map(dict.get, self._homes, self._names), self._values_at_home))
+            and list(map(Tensor.data_ptr, self._values_at_home)) == self._addresses
+            and list(map(Tensor.data_ptr, self._averages)) == self._average_addresses
+            and (not self._every or has_kernels(self._every[0][1].device) == self._fused)
+        )
+
+    @torch.no_grad()
+    def set(self) -> None:
+        for a, v in self._every:
+            a.copy_(v)
+
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        if self._flat is not None:
+            torch.ops.pynas.ema_update_from.default(self._flat, self._chunks, self._values, decay)
+        for a, v in self._copied:
+            a.copy_(v)
+        if self._others:
+            values = [v.to(a.device) for a, v in self._others]
+            reference_arena.ema_update([a for a, _ in self._others], values, decay)
+
+
+def _homes(model: nn.Module) -> tuple[list[dict[str, Tensor]], list[str], list[Tensor]]:
+    """The dictionaries of modules that hold the model's tensors, the names there, and the tensors."""
+    places = [
+        (home, name, tensor)
+        for module in model.modules()
+        for home in (module._parameters, module._buffers)
+        for name, tensor in home.items()
+        if tensor is not None
+    ]
+    return [home for home, _, _ in places], [name for _, name, _ in places], [tensor for _, _, tensor in places]  # type: ignore[misc]
+
+
+def _fits(average: Tensor, value: Tensor) -> bool:
+    return (
+        value.numel() > 0
+        and has_kernels(value.device)
+        and value.dtype in (torch.float32, torch.bfloat16)
+        and average.dtype == torch.float32
+        and value.stride() == strides_of(value)
+        and value.device == average.device
+    )
+
+
+def _has_kernel(average: Tensor, value: Tensor) -> bool:
+    return (
+        has_kernels(average.device)
+        and average.dtype == torch.float32
+        and value.dtype in (torch.float32, torch.bfloat16)
+        and average.is_contiguous()
+        and value.is_contiguous()
+    )
+
+
+def _checked_decay(where: str, decay: float) -> float:
+    if not 0.0 <= decay <= 1.0:
+        raise PynasError(f"{where}: decay is {decay}; allowed: from 0 to 1")
+    return decay

@@ -1,0 +1,82 @@
+"""libpynas_ops.so: found, loaded, and whether its operators are used.
+
+``pynas.ops.use("fused")`` or ``use("reference")`` decides for the process, before that the environment's PYNAS_OPS.
+Without either the operators are fused wherever the library was built.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pynas.errors import PynasError
+
+PATH = Path(os.environ.get("PYNAS_OPS_LIBRARY") or Path(__file__).parents[1] / "libpynas_ops.so")
+KINDS = ("fused", "reference")
+
+Kind = Literal["fused", "reference"]
+_chosen: str | None = None
+
+
+@functools.cache
+def why_missing() -> str:
+    """Why the library's operators cannot be called; empty where they can, for they are loaded by now."""
+    if not PATH.is_file():
+        return f"{PATH} is not there: it is built where torch is installed, by pip install --no-build-isolation -e ."
+    try:
+        torch.ops.load_library(str(PATH))
+    except OSError as error:
+        return f"{PATH} cannot be loaded: {error}"
+    return ""
+
+
+def available() -> bool:
+    """Whether the library's operators can be called; loads them."""
+    return not why_missing()
+
+
+def use(kind: Kind) -> None:
+    """Choose the operators of this process: "fused" kernels, or the plain torch that defines what is right.
+
+    Raises PynasError for another name, and for "fused" where the library is not there.
+    """
+    global _chosen
+    _chosen = _checked(kind, "ops.use")
+
+
+@contextmanager
+def using(kind: Kind) -> Iterator[None]:
+    """`use(kind)` for a block."""
+    global _chosen
+    before = _chosen
+    use(kind)
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def fused() -> bool:
+    """Whether fused operators are to be used where there are such for the tensors at hand."""
+    global _chosen
+    if _chosen is None:
+        given = os.environ.get("PYNAS_OPS")
+        _chosen = _checked(given, "PYNAS_OPS") if given else ("fused" if available() else "reference")
+        if not given and not available() and PATH.is_file():
+            warnings.warn(f"fused operators are left out: {why_missing()}", stacklevel=2)
+    return _chosen == "fused"
+
+
+def _checked(kind: str, where: str) -> str:
+    if kind not in KINDS:
+        raise PynasError(f"{where}: got {kind!r}, allowed are {', '.join(KINDS)}")
+    if kind == "fused" and not available():
+        raise PynasError(f"{where}: fused operators are not here: {why_missing()}")
+    return kind

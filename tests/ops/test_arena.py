@@ -1,0 +1,236 @@
+"""Tensors in contiguous storage: what they keep, what notices a move, and which bits the kernels give."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pynas.errors import PynasError
+from pynas.ops.arena import Arena
+from pynas.ops.library import available
+
+FOLDER = Path(__file__).parent
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7), nn.Conv2d(7, 5, 1), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(5, 1)
+    )
+
+
+def test_a_module_keeps_its_tensors() -> None:
+    module = network().to(memory_format=torch.channels_last)
+    before = {name: (value, value.clone(), value.stride()) for name, value in module.state_dict(keep_vars=True).items()}
+    arena = Arena(module)
+    for name, value in module.state_dict(keep_vars=True).items():
+        same, values, strides = before[name]
+        assert value is same
+        assert torch.equal(value, values)
+        assert value.stride() == strides
+    start, size = arena.weights.data_ptr(), 4 * arena.weights.numel()
+    assert all(start <= value.data_ptr() < start + size for value in arena.tensors)
+    assert len(arena.tensors) == 10 + 4
+    assert not any((t.data_ptr() - start) % 64 for t in arena.tensors)
+    module[0].weight.data.fill_(2.0)
+    assert (arena.views(arena.weights)[0] == 2.0).all()
+
+
+def test_a_tensor_is_copied_and_saved_without_the_others() -> None:
+    module = network()
+    Arena(module)
+    assert len(pickle.dumps(module[1])) < 5000
+    copied = copy.deepcopy(module)
+    loaded = pickle.loads(pickle.dumps(module))
+    for a, b, c in zip(
+        module.state_dict().values(), copied.state_dict().values(), loaded.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+        assert a.data_ptr() != b.data_ptr()
+
+
+def test_storage_outlives_the_arena() -> None:
+    module = network()
+    values = [p.clone() for p in module.parameters()]
+    Arena(module)
+    torch.full((10000,), 7.0)
+    assert all(torch.equal(p, v) for p, v in zip(module.parameters(), values))
+
+
+def test_a_large_arena_is_as_a_small_one() -> None:
+    module = nn.Linear(1100, 1000)
+    values = module.weight.detach().clone()
+    flat = Arena(module).flat(2.0)
+    assert torch.equal(module.weight, values)
+    assert (flat == 2.0).all()
+    assert torch.equal(pickle.loads(pickle.dumps(copy.deepcopy(module))).weight, values)
+
+
+def test_state_dicts_go_in_and_out() -> None:
+    module, other = network(), network()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1.0)
+    arena = Arena(module)
+    module.load_state_dict(other.state_dict())
+    assert arena.in_place()
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("move", ["dtype", "data", "swap"])
+def test_a_move_is_noticed(move: str) -> None:
+    module = network()
+    arena = Arena(module)
+    assert arena.in_place()
+    if move == "dtype":
+        module.to(torch.bfloat16)
+    elif move == "data":
+        module[2].bias.data = torch.zeros(5)
+    else:
+        a, b = module[1].weight, module[1].bias
+        a.data, b.data = b.data, a.data
+    assert not arena.in_place()
+
+
+def test_gradient_views_are_zeroed_and_added_to() -> None:
+    module = network()
+    arena = Arena(module, gradient_views=True)
+    gradients = [p.grad for p in module.parameters()]
+    for _ in range(2):
+        module(torch.ones(2, 3, 3, 3)).sum().backward()
+    plain = network()
+    for _ in range(2):
+        plain(torch.ones(2, 3, 3, 3)).sum().backward()
+    for p, g, q in zip(module.parameters(), gradients, plain.parameters(), strict=True):
+        assert p.grad is g
+        assert torch.equal(g, q.grad)
+    module.zero_grad()
+    arena.zero_gradients()
+    assert all(p.grad is g and not g.any() for p, g in zip(module.parameters(), gradients) if g is not None)
+
+
+def test_shared_parameters_and_empty_ones_have_one_place() -> None:
+    module = nn.Module()
+    module.a, module.b = nn.Linear(3, 3), nn.Linear(3, 3)
+    module.b.weight = module.a.weight
+    module.nothing = nn.Parameter(torch.empty(0, 4))
+    assert len(Arena(module).tensors) == 3
+
+
+def test_other_types_and_devices_are_refused() -> None:
+    with pytest.raises(PynasError, match=r"parameter of torch.float64; allowed: float32, bfloat16"):
+        Arena(None, [[nn.Parameter(torch.zeros(3, dtype=torch.float64))]])
+    with pytest.raises(PynasError, match="tensors on cpu and meta; allowed: one device"):
+        Arena(None, [[nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3, device="meta"))]])
+    with pytest.raises(PynasError, match="neither a module nor groups"):
+        Arena()
+    with pytest.raises(PynasError, match="no parameter with a value"):
+        Arena(nn.ReLU())
+
+
+def test_buffers_of_other_types_are_left_where_they_are() -> None:
+    module = network()
+    module.register_buffer("exact", torch.zeros(3, dtype=torch.float64))
+    arena = Arena(module)
+    assert [t.dtype for t in arena.outside] == [torch.float64]
+
+
+def test_a_sparse_gradient_is_refused() -> None:
+    module = nn.Embedding(5, 3, sparse=True)
+    arena = Arena(module)
+    module(torch.tensor([1])).sum().backward()
+    with pytest.raises(PynasError, match="allowed: dense gradients"):
+        arena.gradient_table()
+
+
+def step_arguments() -> list[Tensor | list[float] | float | None]:
+    arena = Arena(network(), gradient_views=True)
+    for p in arena.parameters:
+        assert p.grad is not None
+        p.grad.fill_(0.5)
+    keep.append(arena)
+    groups = [0.1, 0.01, 0.9, 0.9, 1e-3]
+    flats = [arena.flat(v) for v in (1.0, 0.0, 0.25)]
+    return [arena.weights, *flats, None, arena.chunks, arena.gradient_table(), groups, 0.9]
+
+
+keep: list[Arena] = []  # whose gradients the steps' tables point at
+
+
+@pytest.mark.skipif(not available(), reason="the library is not built")
+def test_the_operators_pass_torchs_checks() -> None:
+    rmsprop = step_arguments()
+    torch.library.opcheck(torch.ops.pynas.rmsprop_ema_step.default, tuple(rmsprop))
+    sgd = step_arguments()
+    torch.library.opcheck(torch.ops.pynas.sgd_ema_step.default, (sgd[0], *sgd[2:]))
+
+
+@pytest.mark.skipif(not available(), reason="the library is not built")
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, torch.zeros(8, dtype=torch.float64), "weights is Double; allowed: float32"),
+        (1, torch.zeros(8), r"squares is \(8,\); allowed: as many values"),
+        (2, torch.zeros(2, 8).t(), "momentum is"),
+        (3, torch.zeros(8, dtype=torch.bfloat16), "average is BFloat16"),
+        (4, torch.zeros(8), "low is Float; allowed: bfloat16"),
+        (5, torch.zeros(3, 5, dtype=torch.int64), r"chunks is \(3, 5\); allowed: \(chunks, 6\)"),
+        (6, torch.zeros(3), "gradients is Float; allowed: int64"),
+        (7, [0.1, 0.2], "groups is 2 numbers; allowed: lr, weight_decay"),
+    ],
+)
+def test_wrong_arguments_are_refused(place: int, value: Tensor | list[float], message: str) -> None:
+    arguments = step_arguments()
+    arguments[place] = value
+    with pytest.raises(RuntimeError, match=f"pynas::rmsprop_ema_step: {message}"):
+        torch.ops.pynas.rmsprop_ema_step(*arguments)
+
+
+SCRIPT = """
+import hashlib, sys, torch
+from torch import nn
+from pynas.ops.optimizer import RMSpropEMA, SGDEMA
+torch.set_num_threads(int(sys.argv[1]))
+found = hashlib.sha256()
+for optimizer in (RMSpropEMA, SGDEMA):
+    generator = torch.Generator().manual_seed(1)
+    def random(*shape):
+        values = torch.randn(shape, generator=generator)
+        return values * 10.0 ** torch.randint(-25, 15, shape, generator=generator)
+    network = nn.ParameterList([random(n) for n in (1, 3, 7, 40001, 30000)] + [random(8193).bfloat16()])
+    average = nn.ParameterList([p.detach().clone().float() for p in network])
+    made = optimizer(network.parameters(), 0.3, weight_decay=0.1, module=network, average=average, average_decay=0.3)
+    for _ in range(3):
+        for p in network:
+            p.grad = random(len(p)).to(p.dtype)
+        made.step()
+    for tensor in (*network, *average, *(t for s in made.state.values() for t in s.values())):
+        tensor = tensor.detach().float()
+        found.update(torch.where(tensor.isnan(), 0.5, tensor).numpy().tobytes())
+print(torch.ops.pynas.instruction_set(), found.hexdigest())
+"""
+
+
+@pytest.mark.skipif(not available(), reason="the library is not built")
+def test_bits_do_not_depend_on_threads_and_instruction_set() -> None:
+    widest = torch.ops.pynas.instruction_set()
+    found = {}
+    for kind, threads in (("baseline", 1), *((name, 2) for name in ("baseline", "avx2", "avx512")[1 : widest + 1])):
+        environment = {**os.environ, "PYNAS_INSTRUCTION_SET": kind, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(threads)],
+            capture_output=True, text=True, env=environment, cwd=FOLDER.parents[1], timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found[kind] = done.stdout.split()
+    assert [number for number, _ in found.values()] == [str(i) for i in range(len(found))]
+    assert len({digest for _, digest in found.values()}) == 1
