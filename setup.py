@@ -5,6 +5,7 @@ environment set CMake's options of these names.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,12 @@ class CMakeBuild(build_ext):
         environment = {**os.environ, "PATH": os.pathsep.join([os.environ["PATH"], str(Path(sys.executable).parent)])}
         subprocess.run(configure, check=True, env=environment)
         subprocess.run(compile_, check=True, env=environment)
+
+    def copy_extensions_to_source(self) -> None:
+        """Of an editable installation, which copies what it knows to be extensions."""
+        super().copy_extensions_to_source()
+        for library in Path(self.build_lib, "pynas").glob("libpynas_ops.so"):
+            shutil.copy2(library, Path(__file__).resolve().parent / "pynas")
 
 
 setup(ext_modules=[Extension("pynas._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
