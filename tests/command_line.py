@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
@@ -24,15 +23,13 @@ from pynas.cli import main
 torch.set_num_threads(1)
 
 
-def run_pynas(
-    *arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None, timeout: int = 120
-) -> subprocess.CompletedProcess[str]:
+def run_pynas(*arguments: str, cwd: Path | None = None, timeout: int = 120) -> subprocess.CompletedProcess[str]:
     """What ``python -m pynas ARGUMENTS`` does in `cwd`; killed by SIGALRM after `timeout` seconds."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:
             signal.alarm(timeout)
-            _become(arguments, cwd, environment or {}, out, err)
+            _become(arguments, cwd, out, err)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         texts = []
         for file in (out, err):
@@ -41,19 +38,18 @@ def run_pynas(
     return subprocess.CompletedProcess(("pynas", *arguments), status, *texts)
 
 
-def _become(
-    arguments: tuple[str, ...], cwd: Path | None, environment: Mapping[str, str], out: IO[bytes], err: IO[bytes]
-) -> None:
+def _become(arguments: tuple[str, ...], cwd: Path | None, out: IO[bytes], err: IO[bytes]) -> None:
     status: Any = 1
     try:
         os.chdir(cwd or ".")
-        os.environ.update(environment, OMP_NUM_THREADS="1")
+        os.environ["OMP_NUM_THREADS"] = "1"
         sys.path.insert(0, os.getcwd())
         sys.argv = ["pynas", *arguments]
         with open(os.devnull) as nothing:
             for number, file in enumerate((nothing, out, err)):
                 os.dup2(file.fileno(), number)
-        sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), _writer(1), _writer(2)  # noqa: SIM115  # for the process's life
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115  # for the process's life, as _writer's
+        sys.stdout, sys.stderr = _writer(1), _writer(2)
         main()
         status = 0
     except SystemExit as leaving:

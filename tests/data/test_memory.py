@@ -30,12 +30,10 @@ def test_digits_are_those_of_scikit_learn() -> None:
     values, labels = load_digits(return_X_y=True)
     dataset = load(DataConfig(name="digits"))
     test_images, test_labels = load_test(DataConfig(name="digits"))
-    ours = torch.cat([dataset.train_images, dataset.validation_images, test_images]).flatten(1).double() * 16 / 255
-    ours = torch.cat(
-        [ours.round(), torch.cat([dataset.train_labels, dataset.validation_labels, test_labels])[:, None]], 1
-    )
-    theirs = np.concatenate([values, labels[:, None]], 1)
-    assert sorted(map(tuple, ours.tolist())) == sorted(map(tuple, theirs.tolist()))
+    images = torch.cat([dataset.train_images, dataset.validation_images, test_images]).flatten(1)
+    all_labels = torch.cat([dataset.train_labels, dataset.validation_labels, test_labels])
+    ours = zip((images.double() * 16 / 255).round().tolist(), all_labels.tolist(), strict=True)
+    assert sorted(ours) == sorted(zip(values.tolist(), labels.tolist(), strict=True))
 
 
 def test_digits_are_the_pictures_of_their_labels() -> None:

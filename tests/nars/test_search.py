@@ -73,7 +73,7 @@ def test_kill_9_at_any_instant_changes_nothing(undisturbed: tuple[Path, dict[str
     instants = random.Random(0)
     directory = tmp_path / "study"
     finished: dict[str, tuple[int, int]] = {}
-    for _ in range(2):
+    for _ in range(3):
         process = start(EXAMPLES / "study.yaml", directory)
         while len(trainings(directory)) == len(finished) and process.poll() is None:
             time.sleep(0.02)

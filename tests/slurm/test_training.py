@@ -197,6 +197,7 @@ def test_other_settings_do_not_touch_a_training_that_a_job_is_at(slurm: Cluster,
     try:
         assert run_pynas(*slow(tmp_path, "--detach"), cwd=tmp_path).returncode == 0
         job = job_of(tmp_path)
+        (tmp_path / "run" / "run.json").write_text("as the job's rank 0 leaves it before its first checkpoint")
         files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")}
         other = run_pynas(*slow(tmp_path, "--detach", epochs=4), cwd=tmp_path)
         assert other.returncode == 2

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from train_examples import small
 
+from pynas.data import memory
 from pynas.data.config import DataConfig
 from pynas.errors import PynasError
 from pynas.nets.load import ModelSpec
@@ -134,6 +135,7 @@ def test_a_stop_cuts_evaluating_short(tmp_path: Path, monkeypatch: pytest.Monkey
 
         return evaluate(self, network, passed_on())
 
+    monkeypatch.setattr(memory, "EVALUATION_BATCH", 60)  # three of them
     monkeypatch.setattr(Trainer, "evaluate", told_to_stop)
     with pytest.raises(Stopped):
         train_model(SPEC, RECIPE, DATA, tmp_path / "run")
