@@ -28,11 +28,12 @@ double number(const py::object& object, const char* name) {
   }
 }
 
-std::shared_ptr<CompiledPredictor> compile(const std::shared_ptr<CompiledSpace>& space,
-                                           const py::object& embedding_weight, const py::object& embedding_bias,
-                                           const py::object& hidden_weight, const py::object& hidden_bias,
-                                           const py::object& output_weight, const py::object& output_bias,
-                                           const py::object& mean, const py::object& scale) {
+std::shared_ptr<CompiledPredictor> compile_predictor(const std::shared_ptr<CompiledSpace>& space,
+                                                     const py::object& embedding_weight,
+                                                     const py::object& embedding_bias, const py::object& hidden_weight,
+                                                     const py::object& hidden_bias, const py::object& output_weight,
+                                                     const py::object& output_bias, const py::object& mean,
+                                                     const py::object& scale) {
   const auto architecture = static_cast<py::ssize_t>(architecture_feature_count(space->space));
   const auto recipe = static_cast<py::ssize_t>(feature_count(space->space)) - architecture;
   const auto embedding = static_cast<py::ssize_t>(borrow<float>(embedding_bias, "embedding_bias", {any}).shape[0]);
@@ -67,7 +68,7 @@ py::array_t<float> score(const CompiledPredictor& self, const py::object& genome
 void bind_predictor(py::module_& module) {
   module.def("instruction_sets", &instruction_sets);
   py::class_<CompiledPredictor, std::shared_ptr<CompiledPredictor>>(module, "Predictor")
-      .def(py::init(&compile), py::arg("space"), py::arg("embedding_weight"), py::arg("embedding_bias"),
+      .def(py::init(&compile_predictor), py::arg("space"), py::arg("embedding_weight"), py::arg("embedding_bias"),
            py::arg("hidden_weight"), py::arg("hidden_bias"), py::arg("output_weight"), py::arg("output_bias"),
            py::arg("mean"), py::arg("scale"))
       .def("score", &score, py::arg("genomes"), py::arg("threads"), py::arg("instruction_set"));

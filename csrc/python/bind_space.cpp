@@ -73,8 +73,8 @@ Row parse_row(const py::dict& dict, std::size_t index) {
           item<bool>(dict, "bias", where)};
 }
 
-std::shared_ptr<CompiledSpace> compile(const std::vector<py::dict>& variables, const std::vector<py::dict>& rows,
-                                       const std::pair<int, double>& resolution, std::int64_t input_channels) {
+std::shared_ptr<CompiledSpace> compile_space(const std::vector<py::dict>& variables, const std::vector<py::dict>& rows,
+                                             const std::pair<int, double>& resolution, std::int64_t input_channels) {
   std::vector<Variable> parsed_variables;
   for (const py::dict& variable : variables)
     parsed_variables.push_back(parse_variable(variable, parsed_variables.size()));
@@ -185,7 +185,8 @@ void bind_space(py::module_& module) {
       },
       py::arg("channels"));
   py::class_<CompiledSpace, std::shared_ptr<CompiledSpace>>(module, "Space")
-      .def(py::init(&compile), py::arg("variables"), py::arg("rows"), py::arg("resolution"), py::arg("input_channels"))
+      .def(py::init(&compile_space), py::arg("variables"), py::arg("rows"), py::arg("resolution"),
+           py::arg("input_channels"))
       .def("sample", &sample_genomes, py::arg("n"), py::arg("seed"), py::arg("lower"), py::arg("upper"),
            py::arg("threads"))
       .def("from_unit", &from_unit, py::arg("points"))

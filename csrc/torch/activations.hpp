@@ -1,24 +1,41 @@
-// What the glue of kernels over activations shares: dtypes and channels_last.
+// What the glue of kernels over activations shares: types, layout, new tensors.
 #pragma once
 
+#include <initializer_list>
 #include <type_traits>
 
 #include "glue.hpp"
 
 namespace pynas::torch_glue {
 
-// Calls body(T{}) with the kernels' type for the tensor's dtype.
-template <class Body>
-void by_dtype(const Tensor& tensor, const char* op, const char* name, const Body& body) {
+// float32, bfloat16 or float64.
+void check_dtype(const char* op, const char* argument, const Tensor& tensor);
+
+// (N, C, H, W) in channels_last, of one of those dtypes.
+void check_activations(const char* op, const char* argument, const Tensor& tensor);
+
+// Of x's shape, dtype, device and layout.
+void check_like(const char* op, const char* argument, const Tensor& tensor, const Tensor& x);
+
+// Contiguous, on x's device, of the given dtype and sizes.
+void check_dense(const char* op, const char* argument, const Tensor& tensor, const Tensor& x, ScalarType dtype,
+                 const char* dtypes, std::initializer_list<int64_t> sizes);
+
+// Uninitialised tensors on x's device: contiguous, laid out like x, and activations of x's dtype in channels_last.
+Tensor new_dense(const Tensor& x, ScalarType dtype, std::initializer_list<int64_t> sizes);
+Tensor new_like(const Tensor& x);
+Tensor new_activations(const Tensor& x, int64_t n, int64_t channels, int64_t h, int64_t w);
+
+// Calls call(T{}) with the kernels' type for the tensor's dtype, which has been checked.
+template <class Call>
+void with_type(const Tensor& tensor, const Call& call) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return body(float{});
-    case ScalarType::BFloat16:
-      return body(kernels::bf16{});
     case ScalarType::Double:
-      return body(double{});
+      return call(double{});
+    case ScalarType::BFloat16:
+      return call(kernels::bf16{});
     default:
-      require(false, op, name, dtype_of(tensor), "float32, bfloat16, float64");
+      return call(float{});
   }
 }
 
@@ -30,27 +47,6 @@ const auto& of_type(const Kernels& kernels, T) {
     return kernels.of_double;
   else
     return kernels.of_bf16;
-}
-
-inline bool channels_last(const Tensor& tensor) {
-  if (tensor.numel() == 0) return true;
-  int64_t expected = 1;
-  for (const int dim : {1, 3, 2, 0}) {
-    if (tensor.size(dim) != 1 && tensor.stride(dim) != expected) return false;
-    expected *= tensor.size(dim);
-  }
-  return true;
-}
-
-inline void check_activations(const Tensor& tensor, const char* op, const char* name) {
-  require(tensor.dim() == 4, op, name, "of shape " + shape_of(tensor), "(N, C, H, W)");
-  require(channels_last(tensor), op, name, "not in channels_last", "channels_last");
-}
-
-inline Tensor activations_like(const Tensor& tensor, int64_t n, int64_t channels, int64_t h, int64_t w) {
-  const int64_t size[] = {n, channels, h, w};
-  return torch::stable::empty({size, 4}, tensor.scalar_type(), std::nullopt, tensor.device(), std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
 }  // namespace pynas::torch_glue

@@ -10,30 +10,30 @@
 #endif
 
 namespace pynas::torch_glue {
-namespace {
+namespace arena {
 
 constexpr int64_t grain = 1 << 14;  // elements a thread takes at least
 constexpr int64_t columns = sizeof(kernels::ArenaChunk) / sizeof(int64_t);
 constexpr int64_t group_values = 5;  // lr, weight decay, momentum, decay of the squares, eps
 
-void check_dense(const char* op, const char* name, const Tensor& tensor, const Tensor& first) {
-  require(tensor.is_contiguous(), op, name, "not contiguous", "contiguous tensors");
-  require(tensor.device() == first.device(), op, name, "on another device", "tensors of one device");
+void check_beside(const char* op, const char* name, const Tensor& tensor, const Tensor& first) {
+  PYNAS_REQUIRE(tensor.is_contiguous(), op, name, "not contiguous", "contiguous tensors");
+  PYNAS_REQUIRE(tensor.device() == first.device(), op, name, "on another device", "tensors of one device");
 }
 
 void check_floats(const char* op, const char* name, const Tensor& tensor, const Tensor& first) {
-  require(tensor.scalar_type() == ScalarType::Float, op, name, dtype_of(tensor), "float32");
-  require(tensor.numel() == first.numel(), op, name, shape_of(tensor), "as many values as the first argument");
-  check_dense(op, name, tensor, first);
+  PYNAS_REQUIRE(tensor.scalar_type() == ScalarType::Float, op, name, dtype_of(tensor), "float32");
+  PYNAS_REQUIRE(tensor.numel() == first.numel(), op, name, shape_of(tensor), "as many values as the first argument");
+  check_beside(op, name, tensor, first);
 }
 
 bool check_average(const Tensor& average, const Tensor& values) {
   const char* op = "pynas::ema_update";
   check_floats(op, "average", average, average);
   const bool low = values.scalar_type() == ScalarType::BFloat16;
-  require(low || values.scalar_type() == ScalarType::Float, op, "values", dtype_of(values), "float32, bfloat16");
-  require(values.numel() == average.numel(), op, "values", shape_of(values), "as many values as average");
-  check_dense(op, "values", values, average);
+  PYNAS_REQUIRE(low || values.scalar_type() == ScalarType::Float, op, "values", dtype_of(values), "float32, bfloat16");
+  PYNAS_REQUIRE(values.numel() == average.numel(), op, "values", shape_of(values), "as many values as average");
+  check_beside(op, "values", values, average);
   return low;
 }
 
@@ -56,13 +56,13 @@ void ema_update_cpu(Tensor average, Tensor values, double decay) {
 }
 
 void check_table(const char* op, const char* name, const Tensor& table, const Tensor& first) {
-  require(table.scalar_type() == ScalarType::Long, op, name, dtype_of(table), "int64");
-  check_dense(op, name, table, first);
+  PYNAS_REQUIRE(table.scalar_type() == ScalarType::Long, op, name, dtype_of(table), "int64");
+  check_beside(op, name, table, first);
 }
 
 void check_chunks(const char* op, const Tensor& chunks, const Tensor& first) {
   check_table(op, "chunks", chunks, first);
-  require(chunks.dim() == 2 && chunks.size(1) == columns, op, "chunks", shape_of(chunks), "(chunks, 6)");
+  PYNAS_REQUIRE(chunks.dim() == 2 && chunks.size(1) == columns, op, "chunks", shape_of(chunks), "(chunks, 6)");
 }
 
 template <bool cuda>
@@ -87,8 +87,8 @@ void ema_update_from(Tensor average, Tensor chunks, Tensor values, double decay)
 }
 
 std::vector<kernels::ArenaGroup> groups_of(const char* op, const std::vector<double>& values) {
-  require(values.size() % group_values == 0, op, "groups", std::to_string(values.size()) + " numbers",
-          "lr, weight_decay, momentum, decay, eps of each group");
+  PYNAS_REQUIRE(values.size() % group_values == 0, op, "groups", std::to_string(values.size()) + " numbers",
+                "lr, weight_decay, momentum, decay, eps of each group");
   std::vector<kernels::ArenaGroup> groups;
   for (size_t i = 0; i < values.size(); i += group_values) {
     const auto as_float = [&](size_t j) { return static_cast<float>(values[i + j]); };
@@ -107,8 +107,8 @@ kernels::ArenaStep step_of(const char* op, Tensor& weights, Tensor* squares, Ten
   if (squares != nullptr) check_floats(op, "squares", *squares, weights);
   if (average) check_floats(op, "average", *average, weights);
   if (low) {
-    require(low->scalar_type() == ScalarType::BFloat16, op, "low", dtype_of(*low), "bfloat16");
-    check_dense(op, "low", *low, weights);
+    PYNAS_REQUIRE(low->scalar_type() == ScalarType::BFloat16, op, "low", dtype_of(*low), "bfloat16");
+    check_beside(op, "low", *low, weights);
   }
   check_chunks(op, chunks, weights);
   check_table(op, "gradients", gradients, weights);
@@ -149,8 +149,8 @@ void ema_update_cuda(Tensor average, Tensor values, double decay) {
 
 void run_cuda(const char* op, const kernels::ArenaStep& step, const std::vector<kernels::ArenaGroup>& groups,
               const Tensor& weights) {
-  require(groups.size() <= kernels::cuda::most_groups, op, "groups", std::to_string(groups.size()) + " groups",
-          "up to 64 groups on a GPU");
+  PYNAS_REQUIRE(groups.size() <= kernels::cuda::most_groups, op, "groups", std::to_string(groups.size()) + " groups",
+                "up to 64 groups on a GPU");
   if (step.chunk_count == 0) return;
   torch::stable::accelerator::DeviceGuard guard(weights.get_device_index());
   kernels::cuda::step(step, groups.data(), static_cast<int>(groups.size()), stream_of(weights));
@@ -185,7 +185,7 @@ void sgd_ema_step(Tensor weights, Tensor momentum, std::optional<Tensor> average
             weights);
 }
 
-}  // namespace
+}  // namespace arena
 }  // namespace pynas::torch_glue
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pynas, m) {
@@ -200,17 +200,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pynas, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pynas, CPU, m) {
-  m.impl("ema_update", TORCH_BOX(&pynas::torch_glue::ema_update_cpu));
-  m.impl("ema_update_from", TORCH_BOX(&pynas::torch_glue::ema_update_from<false>));
-  m.impl("rmsprop_ema_step", TORCH_BOX(&pynas::torch_glue::rmsprop_ema_step<false>));
-  m.impl("sgd_ema_step", TORCH_BOX(&pynas::torch_glue::sgd_ema_step<false>));
+  m.impl("ema_update", TORCH_BOX(&pynas::torch_glue::arena::ema_update_cpu));
+  m.impl("ema_update_from", TORCH_BOX(&pynas::torch_glue::arena::ema_update_from<false>));
+  m.impl("rmsprop_ema_step", TORCH_BOX(&pynas::torch_glue::arena::rmsprop_ema_step<false>));
+  m.impl("sgd_ema_step", TORCH_BOX(&pynas::torch_glue::arena::sgd_ema_step<false>));
 }
 
 #ifdef PYNAS_HAS_CUDA
 STABLE_TORCH_LIBRARY_IMPL(pynas, CUDA, m) {
-  m.impl("ema_update", TORCH_BOX(&pynas::torch_glue::ema_update_cuda));
-  m.impl("ema_update_from", TORCH_BOX(&pynas::torch_glue::ema_update_from<true>));
-  m.impl("rmsprop_ema_step", TORCH_BOX(&pynas::torch_glue::rmsprop_ema_step<true>));
-  m.impl("sgd_ema_step", TORCH_BOX(&pynas::torch_glue::sgd_ema_step<true>));
+  m.impl("ema_update", TORCH_BOX(&pynas::torch_glue::arena::ema_update_cuda));
+  m.impl("ema_update_from", TORCH_BOX(&pynas::torch_glue::arena::ema_update_from<true>));
+  m.impl("rmsprop_ema_step", TORCH_BOX(&pynas::torch_glue::arena::rmsprop_ema_step<true>));
+  m.impl("sgd_ema_step", TORCH_BOX(&pynas::torch_glue::arena::sgd_ema_step<true>));
 }
 #endif

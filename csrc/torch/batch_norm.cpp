@@ -3,7 +3,37 @@
 #include <tuple>
 
 namespace pynas::torch_glue {
-namespace {
+
+void check_statistics(const char* op, const char* argument, const Tensor& tensor, const Tensor& x,
+                      std::initializer_list<int64_t> sizes) {
+  check_dense(op, argument, tensor, x, statistic_type(x), "float32, or float64 where x is float64", sizes);
+}
+
+Shape check_rows(const char* op, const Tensor& x) {
+  check_activations(op, "x", x);
+  PYNAS_REQUIRE(x.size(1) > 0, op, "x", "of shape " + shape_of(x), "(N, C, H, W) with C > 0");
+  return {x.size(0), x.size(2) * x.size(3), x.size(1)};
+}
+
+Shape NormArguments::check() const {
+  const Shape shape = check_rows(op, x);
+  check_statistics(op, "mean", mean, x, {shape.channels});
+  check_statistics(op, "var", var, x, {shape.channels});
+  if (weight.has_value()) check_statistics(op, "weight", *weight, x, {shape.channels});
+  if (bias.has_value()) check_statistics(op, "bias", *bias, x, {shape.channels});
+  PYNAS_REQUIRE(act >= 0 && act <= 3, op, "act", std::to_string(act), "0 identity, 1 relu, 2 hswish, 3 swish");
+  return shape;
+}
+
+void check_gate(const char* op, const std::optional<Tensor>& gate, const Tensor& x, Shape shape) {
+  if (!gate.has_value()) return;
+  const bool by_channel = gate->dim() == 2 && gate->size(1) == shape.channels;
+  PYNAS_REQUIRE(by_channel || (gate->dim() == 2 && gate->size(1) == 1), op, "gate", "of shape " + shape_of(*gate),
+                "(N, 1) or (N, C)");
+  check_statistics(op, "gate", *gate, x, {shape.groups, by_channel ? shape.channels : 1});
+}
+
+namespace batch_norm_cpu {
 
 using kernels::BatchNormKernels;
 using kernels::bf16;
@@ -21,7 +51,7 @@ const BatchNormKernels<double>& kernels_for(double) {
 typedef std::optional<Tensor> Optional;
 
 std::tuple<Tensor, Tensor> channel_statistics(Tensor x) {
-  const Shape shape = check_activations("pynas::channel_statistics", x);
+  const Shape shape = check_rows("pynas::channel_statistics", x);
   Tensor mean = new_statistics(x, {shape.channels});
   Tensor var = new_statistics(x, {shape.channels});
   with_type(x, [&](auto type) {
@@ -137,7 +167,7 @@ void running_statistics(Tensor mean, Tensor var, Tensor batches, Tensor batch_me
   });
 }
 
-}  // namespace
+}  // namespace batch_norm_cpu
 }  // namespace pynas::torch_glue
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pynas, m) {
@@ -163,11 +193,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pynas, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pynas, CPU, m) {
-  m.impl("channel_statistics", TORCH_BOX(&pynas::torch_glue::channel_statistics));
-  m.impl("running_statistics_", TORCH_BOX(&pynas::torch_glue::running_statistics));
-  m.impl("batch_norm_act", TORCH_BOX(&pynas::torch_glue::batch_norm_act));
-  m.impl("batch_norm_act_backward_sums", TORCH_BOX(&pynas::torch_glue::batch_norm_act_backward_sums));
-  m.impl("batch_norm_act_backward", TORCH_BOX(&pynas::torch_glue::batch_norm_act_backward));
-  m.impl("batch_norm_act_pool", TORCH_BOX(&pynas::torch_glue::batch_norm_act_pool));
-  m.impl("batch_norm_act_gate_sums", TORCH_BOX(&pynas::torch_glue::batch_norm_act_gate_sums));
+  m.impl("channel_statistics", TORCH_BOX(&pynas::torch_glue::batch_norm_cpu::channel_statistics));
+  m.impl("running_statistics_", TORCH_BOX(&pynas::torch_glue::batch_norm_cpu::running_statistics));
+  m.impl("batch_norm_act", TORCH_BOX(&pynas::torch_glue::batch_norm_cpu::batch_norm_act));
+  m.impl("batch_norm_act_backward_sums", TORCH_BOX(&pynas::torch_glue::batch_norm_cpu::batch_norm_act_backward_sums));
+  m.impl("batch_norm_act_backward", TORCH_BOX(&pynas::torch_glue::batch_norm_cpu::batch_norm_act_backward));
+  m.impl("batch_norm_act_pool", TORCH_BOX(&pynas::torch_glue::batch_norm_cpu::batch_norm_act_pool));
+  m.impl("batch_norm_act_gate_sums", TORCH_BOX(&pynas::torch_glue::batch_norm_cpu::batch_norm_act_gate_sums));
 }

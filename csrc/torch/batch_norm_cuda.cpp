@@ -8,12 +8,12 @@
 #include "batch_norm.hpp"
 
 namespace pynas::torch_glue {
-namespace {
+namespace batch_norm_cuda {
 
 namespace cuda = kernels::cuda;
 typedef std::optional<Tensor> Optional;
 
-void check_type(const char* op, const Tensor& x) {
+void check_gpu_type(const char* op, const Tensor& x) {
   PYNAS_REQUIRE(x.scalar_type() != ScalarType::Double, op, "x", dtype_of(x), "float32, bfloat16 on a GPU");
 }
 
@@ -30,7 +30,7 @@ cuda::Gate gate_on(const Optional& gate, Shape shape) {
   return {values<float>(gate), gate.has_value() && gate->size(1) == shape.channels};
 }
 
-// with_type without float64, which check_type has refused.
+// with_type without float64, which check_gpu_type has refused.
 template <class Call>
 void with_gpu_type(const Tensor& x, const Call& call) {
   if (x.scalar_type() == ScalarType::BFloat16) return call(kernels::bf16{});
@@ -43,8 +43,8 @@ Tensor new_scratch(const Tensor& x, cuda::Rows rows) {
 
 std::tuple<Tensor, Tensor> channel_statistics(Tensor x) {
   const char* const op = "pynas::channel_statistics";
-  const Shape shape = check_activations(op, x);
-  check_type(op, x);
+  const Shape shape = check_rows(op, x);
+  check_gpu_type(op, x);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const cuda::Rows rows = rows_of(shape);
   Tensor mean = new_statistics(x, {shape.channels});
@@ -63,7 +63,7 @@ Tensor batch_norm_act(Tensor x, Tensor mean, Tensor var, Optional weight, Option
   const char* const op = "pynas::batch_norm_act";
   const NormArguments norm{op, x, mean, var, weight, bias, eps, act};
   const Shape shape = norm.check();
-  check_type(op, x);
+  check_gpu_type(op, x);
   check_gate(op, gate, x, shape);
   if (residual.has_value()) check_like(op, "residual", *residual, x);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
@@ -82,7 +82,7 @@ Tensor batch_norm_act_backward_sums(Tensor dy, Tensor x, Tensor mean, Tensor var
   const char* const op = "pynas::batch_norm_act_backward_sums";
   const NormArguments norm{op, x, mean, var, weight, bias, eps, act};
   const Shape shape = norm.check();
-  check_type(op, x);
+  check_gpu_type(op, x);
   check_like(op, "dy", dy, x);
   check_gate(op, gate, x, shape);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
@@ -103,7 +103,7 @@ Tensor batch_norm_act_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Opt
   const char* const op = "pynas::batch_norm_act_backward";
   const NormArguments norm{op, x, mean, var, weight, bias, eps, act};
   const Shape shape = norm.check();
-  check_type(op, x);
+  check_gpu_type(op, x);
   check_like(op, "dy", dy, x);
   check_gate(op, gate, x, shape);
   if (dpool.has_value()) check_statistics(op, "dpool", *dpool, x, {shape.groups, shape.channels});
@@ -119,13 +119,13 @@ Tensor batch_norm_act_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Opt
   return dx;
 }
 
-}  // namespace
+}  // namespace batch_norm_cuda
 }  // namespace pynas::torch_glue
 
 STABLE_TORCH_LIBRARY_IMPL(pynas, CUDA, m) {
-  m.impl("channel_statistics", TORCH_BOX(&pynas::torch_glue::channel_statistics));
-  m.impl("batch_norm_act", TORCH_BOX(&pynas::torch_glue::batch_norm_act));
-  m.impl("batch_norm_act_backward_sums", TORCH_BOX(&pynas::torch_glue::batch_norm_act_backward_sums));
-  m.impl("batch_norm_act_backward", TORCH_BOX(&pynas::torch_glue::batch_norm_act_backward));
+  m.impl("channel_statistics", TORCH_BOX(&pynas::torch_glue::batch_norm_cuda::channel_statistics));
+  m.impl("batch_norm_act", TORCH_BOX(&pynas::torch_glue::batch_norm_cuda::batch_norm_act));
+  m.impl("batch_norm_act_backward_sums", TORCH_BOX(&pynas::torch_glue::batch_norm_cuda::batch_norm_act_backward_sums));
+  m.impl("batch_norm_act_backward", TORCH_BOX(&pynas::torch_glue::batch_norm_cuda::batch_norm_act_backward));
 }
 #endif

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <string>
 
 #include "../kernels/parallel.hpp"
@@ -39,11 +40,32 @@ const Kernels& choose(const Kernels& baseline, const Kernels& avx2, const Kernel
 #define PYNAS_CHOOSE(family) (kernels::baseline::family)
 #endif
 
-// Throws, naming operator, argument, what came and what is allowed, unless `good`.
-void require(bool good, const char* op, const char* argument, const std::string& came, const char* allowed);
+// Throws, naming operator, argument, what came and what is allowed.
+[[noreturn]] void refuse(const char* op, const char* argument, const std::string& came, const char* allowed);
+
+// Refuses unless `good`. The texts are made only to be thrown: an operator on a small tensor takes microseconds in all.
+#define PYNAS_REQUIRE(good, ...)      \
+  do {                                \
+    if (!(good)) refuse(__VA_ARGS__); \
+  } while (false)
 
 std::string shape_of(const Tensor& tensor);
 std::string dtype_of(const Tensor& tensor);
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+template <class T>
+const T* values(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+const T* values(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? values<T>(*tensor) : nullptr;
+}
 
 #ifdef PYNAS_HAS_CUDA
 // The current stream of the tensor's device. Throws where this torch has no CUDA.

@@ -65,8 +65,8 @@ int instruction_set() {
   return chosen;
 }
 
-void require(bool good, const char* op, const char* argument, const std::string& came, const char* allowed) {
-  if (!good) throw std::runtime_error(std::string(op) + ": " + argument + " is " + came + "; allowed: " + allowed);
+void refuse(const char* op, const char* argument, const std::string& came, const char* allowed) {
+  throw std::runtime_error(std::string(op) + ": " + argument + " is " + came + "; allowed: " + allowed);
 }
 
 std::string shape_of(const Tensor& tensor) {
