@@ -135,15 +135,15 @@ def test_what_a_user_can_get_wrong() -> None:
     mean, var = OPS.channel_statistics(x)
     with pytest.raises(RuntimeError, match=r"x is Half; allowed: float32, bfloat16, float64"):
         OPS.channel_statistics(x.half())
-    with pytest.raises(RuntimeError, match="x is not channels_last"):
+    with pytest.raises(RuntimeError, match="x is not in channels_last"):
         OPS.channel_statistics(x.contiguous())
-    with pytest.raises(RuntimeError, match=r"x is \(3, 2\); allowed: \(N, C, H, W\)"):
+    with pytest.raises(RuntimeError, match=r"x is of shape \(3, 2\); allowed: \(N, C, H, W\)"):
         OPS.channel_statistics(torch.randn(3, 2))
-    with pytest.raises(RuntimeError, match=r"batch_norm_act: mean is \(2,\); allowed: \(3,\)"):
+    with pytest.raises(RuntimeError, match=r"batch_norm_act: mean is of shape \(2,\); allowed: \(3,\)"):
         OPS.batch_norm_act(x, mean[:2], var, None, None, 1e-5, 0, None, None)
     with pytest.raises(RuntimeError, match="act is 4; allowed: 0 identity"):
         OPS.batch_norm_act(x, mean, var, None, None, 1e-5, 4, None, None)
-    with pytest.raises(RuntimeError, match=r"gate is \(3, 3\); allowed: \(2, 3\)"):
+    with pytest.raises(RuntimeError, match=r"gate is of shape \(3, 3\); allowed: \(2, 3\)"):
         OPS.batch_norm_act(x, mean, var, None, None, 1e-5, 0, torch.ones(3, 3), None)
     with pytest.raises(RuntimeError, match="weight is Double; allowed: float32, or float64 where x is"):
         OPS.batch_norm_act(x, mean, var, mean.double(), None, 1e-5, 0, None, None)

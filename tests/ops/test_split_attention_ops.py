@@ -213,7 +213,7 @@ def test_what_is_wrong_is_said_with_what_is_allowed() -> None:
         (lambda: ops.split_attention_pool_backward(x, 2, 3, 3), r"dpooled is of shape .*; allowed: \(N, C\)"),
         (lambda: ops.split_attention_combine(x, weights[0]), r"weights is of shape .*; allowed: \(N, C, splits\)"),
         (lambda: ops.split_attention_combine(x, weights[:1]), r"weights is of shape \(1, 3, 2\)"),
-        (lambda: ops.split_attention_combine(x, weights.double()), "weights is Double; allowed: the dtype of x"),
+        (lambda: ops.split_attention_combine(x, weights.double()), "weights is Double; allowed: x's dtype"),
         (lambda: ops.split_attention_combine_backward(x, x, weights), r"dy is of shape \(2, 6, 5, 5\)"),
         (lambda: ops.split_attention_combine_backward(dy.double(), x, weights), "dy is Double"),
     ]
