@@ -6,8 +6,11 @@ Shapes: N batch, C channels, H = W size.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pynas.nets.activations import activation
+from pynas.ops.library import fused, has_hooks
+from pynas.ops.split_attention import split_attention_combine, split_attention_pool
 
 
 class SqueezeExcite(nn.Module):
@@ -22,7 +25,10 @@ class SqueezeExcite(nn.Module):
         self.gate = nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
+        if not fused() or has_hooks(*self.children()):
+            return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
+        hidden = self.act(_linear(self.reduce, split_attention_pool(x, 1)))
+        return split_attention_combine(x, self.gate(_linear(self.expand, hidden))[..., None])
 
 
 class SplitAttention(nn.Module):
@@ -45,6 +51,10 @@ class SplitAttention(nn.Module):
         self.gate = nn.Softmax(dim=1) if splits > 1 else nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused() and not has_hooks(*self.children()):
+            hidden = self.act(_linear(self.reduce, split_attention_pool(x, self.splits)))
+            logits = _linear(self.expand, hidden).unflatten(1, (self.splits, self.channels))
+            return split_attention_combine(x, self.gate(logits).transpose(1, 2))
         maps = x.unflatten(1, (self.channels, self.splits))  # (N, C, splits, H, W)
         logits = self.expand(self.act(self.reduce(self.pool(maps.sum(2)))))
         weights = self.gate(logits.unflatten(1, (self.splits, self.channels))).transpose(1, 2)  # (N, C, splits, 1, 1)
@@ -52,3 +62,8 @@ class SplitAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"splits={self.splits}"
+
+
+def _linear(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution of what has no pixels: (N, C) to (N, C')."""
+    return functional.linear(x, conv.weight.flatten(1), conv.bias)

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeGuard, cast
 
-import torch
 from torch import Tensor, nn
 
 from pynas.nets.activations import ACTIVATIONS
 from pynas.nets.attention import SqueezeExcite
 from pynas.ops.batch_norm import batch_norm_act
 from pynas.ops.depthwise import depthwise_conv2d
-from pynas.ops.library import fused
+from pynas.ops.library import fused, has_hooks
 from pynas.ops.squeeze_excite import batch_norm_act_se
 
 Pair = tuple[int, int]
@@ -25,7 +24,7 @@ ACTIVATION_NAMES = {make: name for name, make in ACTIVATIONS.items()}
 
 def in_sequence(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     """``nn.Sequential(*layers)(x)``; batch-norms take the activation and squeeze-and-excite after them along."""
-    if not to_be_fused():
+    if not fused():
         for layer in layers:
             x = layer(x)
         return x
@@ -34,10 +33,11 @@ def in_sequence(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
         layer = waiting.pop(0)
         if _is_norm(layer):
             act = "identity"
-            if waiting and type(waiting[0]) in ACTIVATION_NAMES and not _hooked(waiting[0]):
+            if waiting and type(waiting[0]) in ACTIVATION_NAMES and not has_hooks(waiting[0]):
                 act = ACTIVATION_NAMES[type(waiting.pop(0))]
             gate = waiting[0] if waiting else None
-            if isinstance(gate, SqueezeExcite) and type(gate.act) in ACTIVATION_NAMES and not _hooked(*gate.modules()):
+            known = isinstance(gate, SqueezeExcite) and type(gate.act) in ACTIVATION_NAMES
+            if isinstance(gate, SqueezeExcite) and known and not has_hooks(*gate.modules()):
                 waiting.pop(0)
                 x = batch_norm_act_se(x, layer, act, gate.reduce, ACTIVATION_NAMES[type(gate.act)], gate.expand)
             else:
@@ -52,7 +52,7 @@ def in_sequence(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 def norm_and_add(norm: nn.Module, x: Tensor, residual: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
     """``norm(x) * keep + residual``; keep: (N,) as x, or None for ones."""
-    if to_be_fused() and _is_norm(norm):
+    if fused() and _is_norm(norm):
         return batch_norm_act(x, norm, "identity", residual, keep)
     y = norm(x)
     if keep is not None:
@@ -60,12 +60,8 @@ def norm_and_add(norm: nn.Module, x: Tensor, residual: Tensor | None = None, kee
     return y if residual is None else y + residual
 
 
-def to_be_fused() -> bool:
-    return fused() and not torch.compiler.is_exporting()
-
-
 def _is_norm(layer: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    return type(layer) is nn.BatchNorm2d and not _hooked(layer)
+    return type(layer) is nn.BatchNorm2d and not has_hooks(layer)
 
 
 def _is_depthwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -76,13 +72,5 @@ def _is_depthwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
         and layer.dilation == (1, 1)
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
-        and not _hooked(layer)
-    )
-
-
-def _hooked(*modules: nn.Module) -> bool:
-    """Whether somebody wants to be told when one of the modules is called, as profilers and counters do."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        for module in modules
+        and not has_hooks(layer)
     )

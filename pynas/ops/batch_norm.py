@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from pynas.ops import reference_batch_norm as reference
 from pynas.ops.batch_norm_kernels import ACTIVATIONS, has_kernel, like, statistics_dtype
+from pynas.ops.library import has_hooks
 from pynas.ops.sync_batch_norm import SyncBatchNorm
 
 
@@ -66,13 +67,6 @@ def takes(x: Tensor, norm: nn.Module, act: str) -> bool:
         and (weight is None or weight.dtype == dtype)
         and (running_mean is None or running_mean.dtype == dtype)
         and not has_hooks(norm)
-    )
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module would do more than its forward."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from pynas.errors import PynasError
 
@@ -64,14 +65,22 @@ def using(kind: Kind) -> Iterator[None]:
 
 
 def fused() -> bool:
-    """Whether fused operators are to be used where there are such for the tensors at hand."""
+    """Whether fused operators are to be used where there are such for the tensors; never in what is exported."""
     global _chosen
     if _chosen is None:
         given = os.environ.get("PYNAS_OPS")
         _chosen = _checked(given, "PYNAS_OPS") if given else ("fused" if available() else "reference")
         if not given and not available() and PATH.is_file():
             warnings.warn(f"fused operators are left out: {why_missing()}", stacklevel=2)
-    return _chosen == "fused"
+    return _chosen == "fused" and not torch.compiler.is_exporting()
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether somebody wants to be told when one of the modules is called, as profilers and counters do."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in modules
+    )
 
 
 def _checked(kind: str, where: str) -> str:

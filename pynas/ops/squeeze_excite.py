@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pynas.ops import reference_batch_norm as reference
-from pynas.ops.batch_norm import has_hooks, statistics, takes
+from pynas.ops.batch_norm import statistics, takes
 from pynas.ops.batch_norm_kernels import ACTIVATIONS, like, statistics_dtype
+from pynas.ops.library import has_hooks
 from pynas.ops.sync_batch_norm import SyncBatchNorm
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from pynas.data.batches import MEMORY_FORMAT, arranged
 from pynas.errors import PynasError
+from pynas.nets.inference import for_inference
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -24,7 +25,7 @@ class Teacher:
     """A trained network that others learn from: evaluation mode, no gradients, the same images as its student."""
 
     def __init__(self, network: nn.Module, memory_format: torch.memory_format = MEMORY_FORMAT) -> None:
-        self.network = network.eval().requires_grad_(False)
+        self.network = for_inference(network.eval().requires_grad_(False))
         self.memory_format = memory_format
 
     @torch.no_grad()

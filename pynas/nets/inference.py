@@ -1,0 +1,147 @@
+"""Networks for inference on a CPU: batch-norm folded into convolutions, which take what follows them along.
+
+Shapes: N batch, C channels, H = W size.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from pynas.errors import PynasError
+from pynas.nets.attention import SplitAttention, SqueezeExcite
+from pynas.nets.build import Network
+from pynas.ops.library import fused, has_hooks, using
+from pynas.ops.sync_batch_norm import SyncBatchNorm
+
+_NORMS = (nn.BatchNorm2d, SyncBatchNorm)
+# Activations as oneDNN's convolutions take them along, by the names that torch's own compiler gives them.
+_ATTRIBUTES = {nn.Hardswish: "hardswish", nn.ReLU: "relu", nn.SiLU: "swish"}
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A network for inference that computes what `network` does, on a CPU, in fewer passes over activations.
+
+    Batch-norms become part of the convolutions before them, and activations and residual sums are computed where a
+    convolution writes its output. Convolutions' weights are copied, in the layout that oneDNN computes with, when the
+    first images come; everything else is shared with `network`, so fold again after training it further. Results
+    differ in the last bits, as sums are taken in another order.
+
+    `network`: in evaluation mode, on a CPU, float32, best in channels_last. The returned module has no
+    training mode, gives no gradients to what it copied, and does not call hooks of the layers it replaces.
+
+    Raises PynasError for a network in training mode, of another device or dtype, or one that torch.fx cannot trace.
+    """
+    if network.training:
+        raise PynasError("folded: the network is in training mode, allowed is evaluation mode: network.eval()")
+    kinds = {(value.device.type, value.dtype) for value in network.parameters()}
+    if kinds - {("cpu", torch.float32)}:
+        found = ", ".join(sorted(f"{device} {str(dtype).removeprefix('torch.')}" for device, dtype in kinds))
+        raise PynasError(f"folded: the network is of {found}, allowed is cpu float32")
+    try:
+        with using("reference"):
+            graph = _Tracer().trace(network)
+    except Exception as error:  # whatever a user's forward does with what is no tensor yet
+        text = " ".join(str(error).split())
+        raise PynasError(f"folded: {type(network).__name__} cannot be traced: {text}") from error
+    traced = fx.GraphModule(network, graph)
+    modules = dict(traced.named_modules())
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(modules[node.target]) is nn.Conv2d:
+            _fold(traced, node, modules)
+    graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+def for_inference(network: nn.Module) -> nn.Module:
+    """`folded(network)` where fused operators are used and `network` is one of pynas's own on a CPU, else `network`."""
+    first = next(network.parameters(), None)
+    known = type(network) is Network and first is not None and first.is_cpu and first.dtype == torch.float32
+    return folded(network) if known and fused() and not has_hooks(*network.modules()) else network
+
+
+class FoldedConv(nn.Module):
+    """act(conv(x) + residual): a convolution with the batch-norm after it folded in; act or residual may be none.
+
+    weight: (out, in / groups, kh, kw) until the first call, then in a layout of oneDNN's own for images of its size.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | SyncBatchNorm | None, act: str | None) -> None:
+        super().__init__()
+        weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+        if norm is not None:
+            # In float64, so that the product is rounded once.
+            values = (bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+            old_bias, mean, var, scale, shift = (None if value is None else value.double() for value in values)
+            assert mean is not None
+            assert var is not None
+            fused = fuse_conv_bn_weights(weight.double(), old_bias, mean, var, norm.eps, scale, shift)
+            weight, bias = (value.detach().float() for value in fused)
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+        self.shape = [list(pair) for pair in (conv.padding, conv.stride, conv.dilation)] + [conv.groups]
+        self.act = act
+        self._packed: Tensor | None = None
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.shape, list(x.shape))
+        if residual is None:
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, self._packed, self.bias, *self.shape, self.act or "none", [], ""
+            )
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, residual, self._packed, self.bias, *self.shape, "add", 1.0, self.act, [], None
+        )
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (*_NORMS, SqueezeExcite, SplitAttention)) or super().is_leaf_module(module, name)
+
+
+def _fold(traced: fx.GraphModule, node: fx.Node, modules: dict[str, Any]) -> None:
+    """Puts a FoldedConv in the place of the convolution `node` and of what can be computed with it."""
+    conv = modules[str(node.target)]
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return
+    last, norm, act = node, None, None
+    following = _only_user(last, modules)
+    if isinstance(following, _NORMS) and following.running_mean is not None:
+        last, norm = next(iter(last.users)), following
+        following = _only_user(last, modules)
+    arguments = node.args
+    if following is not None and type(following) in _ATTRIBUTES:
+        last, act = next(iter(last.users)), _ATTRIBUTES[type(following)]
+    elif (added := _residual(last)) is not None:
+        last, arguments = next(iter(last.users)), (*node.args, added)
+    name = f"{str(node.target).replace('.', '_')}_folded"
+    traced.add_module(name, FoldedConv(conv, norm, act))
+    with traced.graph.inserting_after(last):
+        new = traced.graph.call_module(name, arguments)
+    last.replace_all_uses_with(new)
+
+
+def _only_user(node: fx.Node, modules: dict[str, Any]) -> nn.Module | None:
+    """The module that alone takes the node's result."""
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    return modules[str(user.target)] if user.op == "call_module" else None
+
+
+def _residual(node: fx.Node) -> fx.Node | None:
+    """What alone is added to the node's result."""
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    if user.op != "call_function" or user.target is not operator.add or len(user.args) != 2:
+        return None
+    other = user.args[0] if user.args[1] is node else user.args[1]
+    return other if isinstance(other, fx.Node) and other is not node else None

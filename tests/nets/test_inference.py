@@ -1,0 +1,128 @@
+"""Networks folded for inference: the same answers as layer by layer, and the network as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from test_fused import LAST, architecture, randomised
+from torch import Tensor, nn
+
+from pynas.errors import PynasError
+from pynas.nets.build import Network, build_network
+from pynas.nets.inference import FoldedConv, folded, for_inference
+from pynas.nets.resnet import resnet18
+from pynas.ops import available, using
+from pynas.ops.sync_batch_norm import SyncBatchNorm
+
+needs_library = pytest.mark.skipif(not available(), reason="libpynas_ops.so is not built here")
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """In evaluation mode, with batch-norms whose statistics and weights are not the identity's."""
+    with torch.no_grad():
+        randomised(network).train()(images(8))
+    return network.eval()
+
+
+def images(n: int, size: int = 26) -> Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=LAST)
+
+
+def small(act: str = "hswish", se: object = True) -> Network:
+    return build_network(architecture(act, se))
+
+
+@torch.no_grad()
+def checked(network: nn.Module, quick: nn.Module, x: Tensor) -> None:
+    """Errors against float64 at most three times those layer by layer: folding rounds each weight once more."""
+    with using("reference"):
+        exact = copy.deepcopy(network).double()(x.double())
+        eager = (network(x) - exact).norm().item()
+    found = (quick(x) - exact).norm().item()
+    assert found <= 3 * max(eager, 1e-7 * exact.norm().item())
+
+
+@pytest.mark.parametrize("act", ["hswish", "relu", "swish"])
+@pytest.mark.parametrize("se", [False, True, 2, 4], ids=["plain", "se", "sa2", "sa4"])
+def test_answers_are_those_of_the_layers(act: str, se: object) -> None:
+    network = trained(small(act, se))
+    quick = folded(network)
+    for n in (5, 1, 0, 7):  # weights are packed for the first
+        checked(network, quick, images(n))
+    checked(network, quick, images(2, 33))
+
+
+def test_every_convolution_and_batch_norm_is_folded() -> None:
+    network = trained(small(se=False))
+    found = [type(module) for module in folded(network).modules()]
+    assert not {nn.Conv2d, nn.BatchNorm2d, nn.Hardswish} & set(found)
+    assert found.count(FoldedConv) == [type(module) for module in network.modules()].count(nn.Conv2d)
+
+
+def test_a_resnet_whose_activation_follows_the_sum() -> None:
+    network = trained(resnet18(classes=10))
+    checked(network, folded(network), images(3, 64))
+
+
+def test_images_with_channels_first() -> None:
+    network = trained(small())
+    checked(network, folded(network), images(3).contiguous())
+
+
+def test_the_network_stays_what_it_was_and_trains_on() -> None:
+    network = trained(small())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    quick = folded(network)
+    with torch.no_grad():
+        first = quick(images(2)).clone()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    network.train()(images(4)).sum().backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter -= 0.1 * parameter.grad if parameter.grad is not None else 0.0
+    assert not torch.allclose(folded(network.eval())(images(2)), first)
+
+
+def test_statistics_of_several_ranks_are_folded_too() -> None:
+    network = trained(small())
+    ranks = copy.deepcopy(network)
+    for module in list(ranks.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                norm = SyncBatchNorm(child.num_features)
+                norm.load_state_dict(child.state_dict())
+                setattr(module, name, norm.eval())
+    with torch.no_grad():
+        assert torch.equal(folded(ranks)(images(3)), folded(network)(images(3)))
+
+
+def test_what_cannot_be_folded_says_why() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(PynasError, match="the network is in training mode, allowed is evaluation mode"):
+        folded(small().train())
+    with pytest.raises(PynasError, match="the network is of meta float32, allowed is cpu float32"):
+        folded(small().eval().to("meta"))
+    with pytest.raises(PynasError, match="the network is of cpu bfloat16, allowed is cpu float32"):
+        folded(small().eval().bfloat16())
+    with pytest.raises(PynasError, match="Branching cannot be traced: symbolically traced variables"):
+        folded(Branching().eval())
+
+
+@needs_library
+def test_only_networks_of_pynas_that_nobody_listens_to_are_folded_by_themselves() -> None:
+    network = trained(small())
+    with using("fused"):
+        assert for_inference(network) is not network
+        other = resnet18().eval()
+        assert for_inference(other) is other
+        hook = network.blocks[1].norm.register_forward_hook(lambda *_: None)  # type: ignore[union-attr]
+        assert for_inference(network) is network
+        hook.remove()
+    with using("reference"):
+        assert for_inference(network) is network
