@@ -16,6 +16,7 @@ from pynas.nets.attention import SqueezeExcite
 from pynas.ops.batch_norm import batch_norm_act
 from pynas.ops.depthwise import depthwise_conv2d
 from pynas.ops.library import fused, has_hooks
+from pynas.ops.pointwise import pointwise_conv2d
 from pynas.ops.squeeze_excite import batch_norm_act_se
 
 Pair = tuple[int, int]
@@ -45,6 +46,8 @@ def in_sequence(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
         elif _is_depthwise(layer):
             stride, padding = cast(Pair, layer.stride), cast(Pair, layer.padding)
             x = depthwise_conv2d(x, layer.weight, stride, padding)
+        elif _is_pointwise(layer):
+            x = pointwise_conv2d(x, layer.weight, layer.bias)
         else:
             x = layer(x)
     return x
@@ -62,6 +65,16 @@ def norm_and_add(norm: nn.Module, x: Tensor, residual: Tensor | None = None, kee
 
 def _is_norm(layer: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     return type(layer) is nn.BatchNorm2d and not has_hooks(layer)
+
+
+def _is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return (
+        type(layer) is nn.Conv2d
+        and layer.kernel_size == layer.stride == (1, 1)
+        and layer.groups == 1
+        and layer.padding == (0, 0)
+        and not has_hooks(layer)
+    )
 
 
 def _is_depthwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:

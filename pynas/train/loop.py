@@ -33,6 +33,7 @@ from pynas.randomness import derive_seed, generator
 from pynas.train.config import TrainingRecipe
 from pynas.train.distill import Teacher, distillation_loss
 from pynas.train.ema import WeightAverage, ema_decay
+from pynas.train.memory import keep_freed_memory
 from pynas.train.optimizer import averages, make_optimizer
 from pynas.train.schedule import Schedule
 from pynas.train.world import World
@@ -69,6 +70,8 @@ class Trainer:
         world: World | None = None,
         may_leave_unused: bool = False,
     ) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self.world = world or World()
         network = self.world.synchronised(network.to(device))
         self.memory_format = memory_format
@@ -114,7 +117,8 @@ class Trainer:
         """
         if images is None:
             images, _ = self.world.agree(len(batch.labels))
-        self.network.train()
+        if not self.network.training:  # asking first: a network's modules are hundreds
+            self.network.train()
         torch.manual_seed(derive_seed(self._seed, *self._purpose("dropout")))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
