@@ -12,8 +12,8 @@ from torch.nn import functional
 from pynas.ops import library
 
 MOST_PIXELS = 5120
-"""N H W up to which a product of matrices is no slower than oneDNN's convolution, which prepares longer: from 1.8 times as
-fast for 32 images of one pixel to as fast for 32 of 12 x 12 (`benchmarks/bench_pointwise.py`)."""
+"""N H W up to which a product of matrices is no slower than oneDNN's convolution, which prepares longer: from 1.8 times
+as fast for 32 images of one pixel to as fast for 32 of 12 x 12 (`benchmarks/bench_pointwise.py`)."""
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

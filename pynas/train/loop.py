@@ -28,7 +28,6 @@ from torch.nn.parallel import DistributedDataParallel
 from pynas.data.augment import mixup
 from pynas.data.batches import MEMORY_FORMAT, Batch, Data, arranged
 from pynas.errors import PynasError
-from pynas.nets.inference import for_inference
 from pynas.randomness import derive_seed, generator
 from pynas.train.config import TrainingRecipe
 from pynas.train.distill import Teacher, distillation_loss
@@ -300,12 +299,12 @@ def evaluate(
     total: adds up the numbers of all ranks, each of which has other batches, and perhaps none.
     """
     training = network.training
-    computing = network.eval() if precision != "fp32" else for_inference(network.eval())
+    network.eval()
     images = 0
     sums: Tensor | None = None  # correct, loss, logits that are not finite: one look at the end
     for batch in batches:
         with autocast(batch.images.device, precision):
-            logits = computing(arranged(batch.images, memory_format)).float()
+            logits = network(arranged(batch.images, memory_format)).float()
         correct = (logits.argmax(1) == batch.labels).sum()
         loss = functional.cross_entropy(logits, batch.labels, reduction="sum")
         row = torch.stack([correct.double(), loss.double(), (~torch.isfinite(logits)).sum().double()])
