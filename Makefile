@@ -51,6 +51,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench_ema.py
 	$(BIN)/python benchmarks/bench_depthwise.py
 	$(BIN)/python benchmarks/bench_pointwise.py
+	$(BIN)/python benchmarks/bench_batch_norm.py
 	$(BIN)/python benchmarks/bench_blocks.py
 	$(BIN)/python benchmarks/bench_candidate.py
 	$(BIN)/python benchmarks/bench_mpi_executor.py

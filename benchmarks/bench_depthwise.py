@@ -1,7 +1,7 @@
 """The depthwise convolution against torch's, in channels_last: forward, grad-input, grad-weight; then a layer's step.
 
 Shapes are those that seven blocks of FBNetV3 have after their expansion, 8 images. `stock` is torch's own convolution
-and its backward; `ours` is the kernel, also where pynas.ops.depthwise leaves the part to torch. Times: `stock`
+and its backward; `ours` is the kernel, also where pynas.ops.rules leaves the part to torch. Times: `stock`
 over `ours`, round by round. `step` is forward and both gradients through the public function.
 
     PYNAS_BENCH_THREADS=2 python benchmarks/bench_depthwise.py --results
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pynas import ops
-from pynas.ops import depthwise
+from pynas.ops import depthwise, rules
 from pynas.ops.reference_depthwise import depthwise_conv2d as reference
 
 IMAGES = 8
@@ -106,7 +106,7 @@ def main() -> None:
                 print(*rows[-1], file=sys.stderr, flush=True)
                 if part == "grad-weight" and kernel == 5 and dtype == torch.float32:
                     targets.append((f"{key}: {TARGET:.0f} times as fast", f"{times:.1f}", times >= TARGET))
-                taken = depthwise.stock_is_faster(dtype)
+                taken = rules.depthwise_forward(dtype)
                 if part in ("forward", "grad-input") and not taken:
                     targets.append((f"{key}: faster than torch, which is not taken", f"{times:.1f}", times >= 1))
     columns = ("what", "stock ms", "min", "ours ms", "min", "times")

@@ -1,7 +1,7 @@
 """The 1x1 convolution as a matrix product, against oneDNN's convolution: forward and both gradients, channels_last.
 
 Shapes are those of the demo's candidates (32 images) and of FBNetV3-B (8 images), from few pixels to many, where
-`pynas.ops.pointwise.MOST_PIXELS` says what is taken. Times: convolution over product, round by round.
+`pynas.ops.rules.pointwise` says what is taken. Times: convolution over product, round by round.
 
     PYNAS_BENCH_THREADS=2 python benchmarks/bench_pointwise.py --results
 """
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pynas.ops.pointwise import MOST_PIXELS, pointwise_conv2d
+from pynas.ops import rules
+from pynas.ops.pointwise import pointwise_conv2d
 from pynas.train.memory import keep_freed_memory
 
 SHAPES = (  # images, channels, maps, height and width
@@ -55,7 +56,7 @@ def main() -> None:
         name = f"{n} x {channels} to {maps} @{size}"
         results[name] = found
         times = found["convolution"]["ratio"]["median"]
-        taken = pixels <= MOST_PIXELS
+        taken = not rules.pointwise(pixels)
         assert taken == ("Permute" in type(pointwise_conv2d(x, weight).grad_fn).__name__)
         milliseconds = [f"{1e3 * found[who]['seconds']['median']:.2f}" for who in found]
         rows.append((name, str(pixels), *milliseconds, f"{times:.2f}", "product" if taken else "convolution"))

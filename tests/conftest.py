@@ -25,6 +25,14 @@ LONG = (
 )
 
 
+@pytest.fixture
+def unruled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused kernels wherever there are some, not only where they are faster."""
+    from pynas.ops import rules
+
+    monkeypatch.setattr(rules, "MEASURED", False)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort by module alone: within one, tests keep their order."""
     rank = {name: number for number, name in enumerate(LONG)}

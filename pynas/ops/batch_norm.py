@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pynas.ops import reference_batch_norm as reference
+from pynas.ops import rules
 from pynas.ops.batch_norm_kernels import ACTIVATIONS, has_kernel, like, statistics_dtype
 from pynas.ops.library import has_hooks
 from pynas.ops.sync_batch_norm import SyncBatchNorm
@@ -27,13 +28,16 @@ def batch_norm_act(
     by (stochastic depth: 0 or 1 / (1 - rate)). Returns a tensor like x.
 
     On CPUs, float32, bfloat16 and float64 tensors in channels_last with weights of float32 (float64) take kernels of
-    one pass for the statistics and one for the rest. Everything else is `reference_batch_norm`: other layouts, devices
-    and dtypes, a norm with hooks or of another class, statistics over several ranks. bfloat16 is computed in float32
-    and rounded once. Autocast changes nothing: the result has x's dtype, as batch-norm's has.
+    one pass for the statistics and one for the rest. Everything else is `reference_batch_norm`: what `rules.batch_norm`
+    says, other layouts, devices and dtypes, a norm with hooks or of another class, statistics over several ranks.
+    bfloat16 is computed in float32 and rounded once. Autocast changes nothing: the result has x's dtype, as
+    batch-norm's has.
 
     Raises PynasError for another act, ValueError for a single value a channel in training, as torch does.
     """
-    if not (takes(x, norm, act) and _fits(residual, x) and (keep is None or not keep.requires_grad)):
+    alone = act == "identity" and residual is None and keep is None
+    fits = takes(x, norm, act) and _fits(residual, x) and (keep is None or not keep.requires_grad)
+    if not fits or rules.batch_norm(x.numel(), alone):
         return reference.batch_norm_act(x, norm, act, residual, keep)
     assert isinstance(norm, nn.BatchNorm2d | SyncBatchNorm)
     mean, var, batch = statistics(x, norm)

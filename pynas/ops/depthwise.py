@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pynas.ops import library
+from pynas.ops import library, rules
 from pynas.ops.reference_depthwise import depthwise_conv2d as reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -41,8 +41,8 @@ def depthwise_conv2d(
             return reference(x, weight, stride, padding)
         if x.dtype != torch.float64:
             x, weight = x.to(dtype), weight.to(dtype)
-    if x.dtype != weight.dtype:
-        return reference(x, weight, stride, padding)  # which says what is wrong with it
+    if x.dtype != weight.dtype or rules.depthwise(weight.dtype, max(weight.shape[2:])):
+        return reference(x, weight, stride, padding)  # which says so where something is wrong with it
     if torch.compiler.is_compiling():
         return torch.ops.pynas.depthwise_conv2d(x, weight, stride, padding)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
@@ -79,15 +79,8 @@ def _has_kernel(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tup
 # The three parts, each by whichever is faster.
 
 
-def stock_is_faster(dtype: torch.dtype) -> bool:
-    """Whether torch's own forward and grad-input are to be taken: oneDNN's float32 is as quick as ours or quicker; for
-    others torch has none, and takes up to a hundred times longer. `benchmarks/results/depthwise.json` has the times.
-    """
-    return dtype == torch.float32
-
-
 def forward(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-    if stock_is_faster(x.dtype):
+    if rules.depthwise_forward(x.dtype):
         return reference(x, weight, stride, padding).contiguous(memory_format=torch.channels_last)
     return torch.ops.pynas.depthwise_forward(x, weight.contiguous(), *stride, *padding)
 
@@ -95,7 +88,7 @@ def forward(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[i
 def grad_input(dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
     """dy: channels_last. Of x only the shape is taken."""
     channels, maps = x.shape[1], weight.shape[0]
-    if stock_is_faster(x.dtype) or maps != channels:
+    if rules.depthwise_forward(x.dtype) or maps != channels:
         wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
         found = _convolution_backward(
             dy.to(wide), _shape_of(x, wide), weight.to(wide), None, stride, padding, (1, 1), False, (0, 0), channels,

@@ -9,11 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pynas.ops import library
-
-MOST_PIXELS = 5120
-"""N H W up to which a product of matrices is no slower than oneDNN's convolution, which prepares longer: from 1.8 times
-as fast for 32 images of one pixel to as fast for 32 of 12 x 12 (`benchmarks/bench_pointwise.py`)."""
+from pynas.ops import library, rules
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -36,7 +32,8 @@ def _as_product(x: Tensor, weight: Tensor) -> bool:
         and x.dim() == 4
         and weight.dim() == 4
         and weight.shape[1:] == (x.shape[1], 1, 1)
-        and 0 < x.shape[0] * x.shape[2] * x.shape[3] <= MOST_PIXELS
+        and x.numel() > 0
+        and not rules.pointwise(x.shape[0] * x.shape[2] * x.shape[3])
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()

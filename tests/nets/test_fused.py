@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from pynas.nets.build import build_network
 from pynas.nets.resnet import resnet18
-from pynas.ops import available, using
+from pynas.ops import available, rules, using
 from pynas.space.architecture import Architecture, Recipe, Row
 
-pytestmark = pytest.mark.skipif(not available(), reason="libpynas_ops.so is not built here")
+pytestmark = [
+    pytest.mark.usefixtures("unruled"),
+    pytest.mark.skipif(not available(), reason="libpynas_ops.so is not built here"),
+]
 
 LAST = torch.channels_last
 
@@ -66,8 +69,11 @@ NETWORKS = {
 }
 
 
+@pytest.mark.parametrize("measured", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_training_step_is_as_exact_as_torchs_own(name: str) -> None:
+def test_a_training_step_is_as_exact_as_torchs_own(name: str, measured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fused kernels wherever there are some, and with those that the rules choose."""
+    monkeypatch.setattr(rules, "MEASURED", measured)
     network = randomised(NETWORKS[name]())
     exact = step(network, "reference", torch.float64)
     stock, ours = (step(network, kind, torch.float32) for kind in ("reference", "fused"))

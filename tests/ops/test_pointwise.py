@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pynas.ops import available, using
-from pynas.ops.pointwise import MOST_PIXELS, pointwise_conv2d
+from pynas.ops.pointwise import pointwise_conv2d
+from pynas.ops.rules import MOST_PIXELS
 
 pytestmark = pytest.mark.skipif(not available(), reason="libpynas_ops.so is not built here")
 

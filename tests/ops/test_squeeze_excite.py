@@ -12,7 +12,10 @@ from pynas.ops import available
 from pynas.ops import reference_batch_norm as reference
 from pynas.ops.squeeze_excite import batch_norm_act_se
 
-pytestmark = pytest.mark.skipif(not available(), reason="libpynas_ops is not built")
+pytestmark = [
+    pytest.mark.usefixtures("unruled"),
+    pytest.mark.skipif(not available(), reason="libpynas_ops is not built"),
+]
 
 
 def modules_of(channels: int, dtype: torch.dtype, hidden: int = 8) -> list[nn.Module]:

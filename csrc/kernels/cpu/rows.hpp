@@ -26,7 +26,8 @@ struct Cut {
     while (replicas * channels < 64) replicas *= 2;
     period = replicas * channels;
     constexpr int64_t bytes = 32768;  // what two sweeps find in the nearest cache
-    const int64_t wanted = std::max<int64_t>(32, bytes / (channels * static_cast<int64_t>(sizeof(T))));
+    // Many channels take more, so that what is done once a chunk and channel does not count.
+    const int64_t wanted = std::max<int64_t>(128, bytes / (channels * static_cast<int64_t>(sizeof(T))));
     chunk_rows = (wanted + replicas - 1) / replicas * replicas;
     chunks = (rows + chunk_rows - 1) / chunk_rows;
     total = groups * chunks;
