@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pynas.ops import depthwise, library, using
+from pynas.ops import depthwise, library, rules, using
 from pynas.ops.depthwise import depthwise_conv2d
 from pynas.ops.reference_depthwise import depthwise_conv2d as reference
 
