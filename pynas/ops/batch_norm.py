@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from pynas.ops import reference_batch_norm as reference
 from pynas.ops import rules
 from pynas.ops.batch_norm_kernels import ACTIVATIONS, has_kernel, like, statistics_dtype
-from pynas.ops.library import has_hooks
+from pynas.ops.library import has_hooks, without_autograd
 from pynas.ops.sync_batch_norm import SyncBatchNorm
 
 
@@ -52,7 +52,9 @@ def batch_norm_act(
         if residual is x:  # torch.compile takes no tensor twice
             residual = x.view_as(x)
         return _NormAct.apply(x, weight, bias, residual, gate, mean, var, norm.eps, ACTIVATIONS[act], batch)
-    return torch.ops.pynas.batch_norm_act(x, mean, var, weight, bias, norm.eps, ACTIVATIONS[act], gate, residual)
+    number = ACTIVATIONS[act]
+    with without_autograd():
+        return torch.ops.pynas.batch_norm_act.default(x, mean, var, weight, bias, norm.eps, number, gate, residual)
 
 
 def takes(x: Tensor, norm: nn.Module, act: str) -> bool:
@@ -83,7 +85,8 @@ def statistics(x: Tensor, norm: nn.BatchNorm2d | SyncBatchNorm) -> tuple[Tensor,
     count = x.numel() // x.shape[1]
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
-    mean, var = torch.ops.pynas.channel_statistics(x.detach())
+    with without_autograd():
+        mean, var = torch.ops.pynas.channel_statistics.default(x)
     if norm.training and norm.track_running_stats and running_mean is not None:
         batches = buffers["num_batches_tracked"]
         torch.ops.pynas.running_statistics_(running_mean, running_var, batches, mean, var, norm.momentum, count)
@@ -123,7 +126,8 @@ class _NormAct(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, mean, var, weight, bias, gate)
         ctx.eps, ctx.act, ctx.batch = eps, act, batch
-        return torch.ops.pynas.batch_norm_act(x, mean, var, weight, bias, eps, act, gate, residual)
+        with without_autograd():
+            return torch.ops.pynas.batch_norm_act.default(x, mean, var, weight, bias, eps, act, gate, residual)
 
     @staticmethod
     @once_differentiable

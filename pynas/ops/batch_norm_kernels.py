@@ -1,4 +1,4 @@
-"""Batch-norm's operators of libpynas_ops: where there is a kernel, and what they return for torch.compile."""
+"""Batch-norm's operators of libpynas_ops: where there is a kernel, what they return for torch.compile, gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynas.ops import library
+from pynas.ops import batch_norm_autograd, library
 
 ACTIVATIONS = {"identity": 0, "relu": 1, "hswish": 2, "swish": 3}
 """csrc/kernels/types.hpp numbers them so."""
@@ -72,3 +72,4 @@ def _register_fakes() -> None:
 
 if library.available():
     _register_fakes()
+    batch_norm_autograd.register()

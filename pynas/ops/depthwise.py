@@ -196,6 +196,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.stride, ctx.padding = inputs[2:]
 
 
+@once_differentiable
 def _autograd_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     wanted = list(ctx.needs_input_grad[:2])
     found = torch.ops.pynas.depthwise_conv2d_backward(dy, *ctx.saved_tensors, ctx.stride, ctx.padding, wanted)

@@ -28,8 +28,10 @@ def split_attention_pool(x: Tensor, splits: int) -> Tensor:
     """
     if not _has_kernel(x, splits):
         return reference.split_attention_pool(x, splits)
-    if torch.compiler.is_compiling() or not (x.requires_grad and torch.is_grad_enabled()):
+    if torch.compiler.is_compiling():
         return torch.ops.pynas.split_attention_pool(x, splits)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return _pool(x, splits)
     return _Pool.apply(x, splits)
 
 
@@ -44,9 +46,10 @@ def split_attention_combine(x: Tensor, weights: Tensor) -> Tensor:
     if weights.shape[:2] != (x.shape[0], x.shape[1] // weights.shape[2]):
         return reference.split_attention_combine(x, weights)  # weights for all images, or what is wrong with them
     weights = weights.to(x.dtype).contiguous()
-    needs_gradient = torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad)
-    if torch.compiler.is_compiling() or not needs_gradient:
+    if torch.compiler.is_compiling():
         return torch.ops.pynas.split_attention_combine(x, weights)
+    if not (torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad)):
+        return _combine(x, weights)
     return _Combine.apply(x, weights)
 
 
@@ -66,14 +69,23 @@ def _has_kernel(x: Tensor, splits: int) -> bool:
 # Eager use, by autograd functions: less host time than registered autograd takes.
 
 
+def _pool(x: Tensor, splits: int) -> Tensor:
+    with library.without_autograd():
+        return torch.ops.pynas.split_attention_pool.default(x, splits)
+
+
+def _combine(x: Tensor, weights: Tensor) -> Tensor:
+    with library.without_autograd():
+        return torch.ops.pynas.split_attention_combine.default(x, weights)
+
+
 class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, splits: int) -> Tensor:
         ctx.splits, ctx.size = splits, x.shape[2:]
-        return torch.ops.pynas.split_attention_pool(x, splits)
+        return _pool(x, splits)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dpooled: Tensor) -> tuple[Tensor, None]:
         return _pool_backward(ctx, dpooled)
 
@@ -82,18 +94,19 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, weights)
-        return torch.ops.pynas.split_attention_combine(x, weights)
+        return _combine(x, weights)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return _combine_backward(ctx, dy)
 
 
+@once_differentiable
 def _pool_backward(ctx: Any, dpooled: Tensor) -> tuple[Tensor, None]:
     return torch.ops.pynas.split_attention_pool_backward(dpooled.contiguous(), ctx.splits, *ctx.size), None
 
 
+@once_differentiable
 def _combine_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Both gradients come from one pass; one that is not needed costs little beside the other."""
     dy = dy.contiguous(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from pynas.ops import reference_batch_norm as reference
 from pynas.ops.batch_norm import statistics, takes
 from pynas.ops.batch_norm_kernels import ACTIVATIONS, like, statistics_dtype
-from pynas.ops.library import has_hooks
+from pynas.ops.library import has_hooks, without_autograd
 from pynas.ops.sync_batch_norm import SyncBatchNorm
 
 
@@ -56,7 +56,8 @@ def _without_autocast(compute: Callable[..., Any], *arguments: Any) -> Any:
 def _apply(arguments: tuple[Any, ...], batch: bool) -> Tensor:
     if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in arguments[:7]):
         return _NormActSE.apply(*arguments, batch)
-    return _forward(*arguments)[0]
+    with without_autograd():
+        return _forward(*arguments)[0]
 
 
 def _fits(conv: nn.Module, x: Tensor) -> bool:
@@ -112,7 +113,8 @@ class _NormActSE(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         x, weight, bias, reduce, _, expand, _, mean, var, eps, act, se_act, batch = arguments
-        y, *of_gate = _forward(*arguments[:-1])
+        with without_autograd():
+            y, *of_gate = _forward(*arguments[:-1])
         ctx.save_for_backward(x, weight, bias, reduce, expand, mean, var, *of_gate)
         ctx.eps, ctx.act, ctx.se_act, ctx.batch = eps, act, se_act, batch
         return y

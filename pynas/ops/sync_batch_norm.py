@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pynas.ops.batch_norm_kernels import ACTIVATIONS, has_kernel, statistics_dtype
+from pynas.ops.library import without_autograd
 from pynas.ops.reduce import ProcessGroupReducer, Reducer
 
 
@@ -169,7 +170,8 @@ def local_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     channels_last, one core).
     """
     if _has_kernel(x):
-        return torch.ops.pynas.channel_statistics(x)
+        with without_autograd():
+            return torch.ops.pynas.channel_statistics.default(x)
     if x.dtype == statistics_dtype(x):
         mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
     else:  # with running statistics in fp32 those of a batch in bf16 come out in fp32
@@ -183,7 +185,8 @@ def normalise(
 ) -> Tensor:
     """(x - mean) invstd weight + bias, a channel at a time; a tensor like x. invstd: 1 / sqrt(variance + eps)."""
     if _has_kernel(x, weight, bias):
-        return torch.ops.pynas.batch_norm_act(x, mean, variance, weight, bias, eps, _IDENTITY, None, None)
+        with without_autograd():
+            return torch.ops.pynas.batch_norm_act.default(x, mean, variance, weight, bias, eps, _IDENTITY, None, None)
     invstd = torch.rsqrt(variance + eps)
     if x.device.type == "cuda":
         return torch.batch_norm_elemt(x, weight, bias, mean, invstd, 0.0)

@@ -254,6 +254,15 @@ def test_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(ops.depthwise_conv2d, (x, weight.requires_grad_(), [2, 2], [1, 1]))
 
 
+def test_a_second_derivative_is_refused() -> None:
+    x = torch.randn(2, 6, 5, 5).contiguous(memory_format=LAST).requires_grad_()
+    weight = torch.randn(6, 1, 3, 3)
+    for y in (depthwise_conv2d(x, weight, 1, 1), torch.ops.pynas.depthwise_conv2d(x, weight, [1, 1], [1, 1])):
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y).requires_grad_(), create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            dx.sum().backward()
+
+
 def test_compiled_as_one_graph() -> None:
     x = torch.randn(2, 8, 9, 9).contiguous(memory_format=LAST)
     weight = torch.randn(16, 1, 5, 5)

@@ -182,6 +182,21 @@ def test_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(ops.split_attention_combine, (x, weights.requires_grad_()))
 
 
+def test_a_second_derivative_is_refused() -> None:
+    x, weights = made((2, 6, 5, 5), 2, torch.float32)
+    x.requires_grad_()
+    ops = torch.ops.pynas
+    for y in (
+        split_attention_pool(x, 2),
+        split_attention_combine(x, weights),
+        ops.split_attention_pool(x, 2),
+        ops.split_attention_combine(x, weights),
+    ):
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y).requires_grad_(), create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            dx.sum().backward()
+
+
 def test_compiled_as_one_graph() -> None:
     x, weights = made((2, 6, 5, 5), 4, torch.float32)
     for function, run, given in (
