@@ -37,7 +37,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find csrc -name '*.[ch]pp' -o -name '*.cu')
 
-# The core's tests against a build with the address and undefined-behaviour sanitizers.
+# The tests of core and kernels against a build with the address and undefined-behaviour sanitizers.
 sanitize: $(VENV)/.installed-dev
 	sh tests/core/sanitize.sh $(BIN)
 

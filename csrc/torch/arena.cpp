@@ -162,7 +162,8 @@ constexpr const char* rmsprop = "pynas::rmsprop_ema_step";
 constexpr const char* sgd = "pynas::sgd_ema_step";
 
 template <bool cuda>
-void run(const char* op, const kernels::ArenaStep& step, const std::vector<double>& values, const Tensor& weights) {
+void run(const char* op, const kernels::ArenaStep& step, const std::vector<double>& values,
+         [[maybe_unused]] const Tensor& weights) {
   const auto groups = groups_of(op, values);
 #ifdef PYNAS_HAS_CUDA
   if constexpr (cuda) return run_cuda(op, step, groups, weights);

@@ -33,9 +33,12 @@ const Kernels& choose(const Kernels& baseline, const Kernels& avx2, const Kernel
   return *all[instruction_set()];
 }
 
-#ifdef PYNAS_X86
+#if defined(PYNAS_X86) && defined(PYNAS_AVX512)
 #define PYNAS_CHOOSE(family) \
   ::pynas::torch_glue::choose(kernels::baseline::family, kernels::avx2::family, kernels::avx512::family)
+#elif defined(PYNAS_X86)
+#define PYNAS_CHOOSE(family) \
+  ::pynas::torch_glue::choose(kernels::baseline::family, kernels::avx2::family, kernels::avx2::family)
 #else
 #define PYNAS_CHOOSE(family) (kernels::baseline::family)
 #endif

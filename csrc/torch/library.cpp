@@ -18,9 +18,11 @@ constexpr const char* names[] = {"baseline", "avx2", "avx512"};
 int widest() {
 #ifdef PYNAS_X86
   __builtin_cpu_init();
+#ifdef PYNAS_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
     return 2;
+#endif
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
   return 0;
