@@ -1,6 +1,6 @@
 // Vectors of floats for the instruction set that a file is compiled for: PYNAS_ISA names the namespace, PYNAS_LANES is
-// the number of floats of a vector. A kernel is written once, and its file compiled for each set. Everything in it stays
-// in the namespace of its instruction set, so that the linker never takes one set's function for another's.
+// the number of floats of a vector. A kernel is written once, and its file compiled for each set. Everything in it
+// stays in the namespace of its instruction set, so that the linker never takes one set's function for another's.
 #pragma once
 
 #ifdef __AVX2__
