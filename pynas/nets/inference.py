@@ -31,13 +31,16 @@ def folded(network: nn.Module) -> nn.Module:
     first images come; everything else is shared with `network`, so fold again after training it further. Results
     differ in the last bits, as sums are taken in another order.
 
-    `network`: in evaluation mode, on a CPU, float32, best in channels_last. The returned module has no
-    training mode, gives no gradients to what it copied, and does not call hooks of the layers it replaces.
+    `network`: in evaluation mode, on a CPU, float32, best in channels_last. Layers with hooks stay as they are. The
+    returned module has no training mode, gives no gradients, and computes its convolutions in float32 under autocast.
 
-    Raises PynasError for a network in training mode, of another device or dtype, or one that torch.fx cannot trace.
+    Raises PynasError for a network that is in training mode or has a layer that is, of another device or dtype, or that
+    torch.fx cannot trace. The returned module raises it for images that need gradients.
     """
-    if network.training:
-        raise PynasError("folded: the network is in training mode, allowed is evaluation mode: network.eval()")
+    for name, module in network.named_modules():
+        if module.training:
+            what = f"its layer {name}" if name else "the network"
+            raise PynasError(f"folded: {what} is in training mode, allowed is evaluation mode: network.eval()")
     kinds = {(value.device.type, value.dtype) for value in network.parameters()}
     if kinds - {("cpu", torch.float32)}:
         found = ", ".join(sorted(f"{device} {str(dtype).removeprefix('torch.')}" for device, dtype in kinds))
@@ -56,7 +59,7 @@ def folded(network: nn.Module) -> nn.Module:
     graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
-    return traced
+    return Folded(traced)
 
 
 def for_inference(network: nn.Module) -> nn.Module:
@@ -64,6 +67,21 @@ def for_inference(network: nn.Module) -> nn.Module:
     first = next(network.parameters(), None)
     known = type(network) is Network and first is not None and first.is_cpu and first.dtype == torch.float32
     return folded(network) if known and fused() and not has_hooks(*network.modules()) else network
+
+
+class Folded(nn.Module):
+    """What `folded` returns: the traced network, without gradients."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__()
+        self.traced = traced.eval()
+        self.eval()
+
+    def forward(self, *images: Tensor) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in images):
+            raise PynasError("folded: images need gradients, allowed are those that do not, or torch.no_grad()")
+        with torch.no_grad():
+            return self.traced(*images)
 
 
 class FoldedConv(nn.Module):
@@ -85,20 +103,37 @@ class FoldedConv(nn.Module):
             weight, bias = (value.detach().float() for value in fused)
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
-        self.shape = [list(pair) for pair in (conv.padding, conv.stride, conv.dilation)] + [conv.groups]
+        self.channels, self.kernel = conv.out_channels, conv.kernel_size
+        self.shape: list[Any] = [list(pair) for pair in (conv.padding, conv.stride, conv.dilation)] + [conv.groups]
         self.act = act
         self._packed: Tensor | None = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.shape, list(x.shape))
-        if residual is None:
+        if residual is not None and self._fits(residual, x):
             return torch.ops.mkldnn._convolution_pointwise(
-                x, self._packed, self.bias, *self.shape, self.act or "none", [], ""
+                x, residual, self._packed, self.bias, *self.shape, "add", 1.0, None, [], None
             )
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, residual, self._packed, self.bias, *self.shape, "add", 1.0, self.act, [], None
+        taken_along = self.act if self.act != "relu" else None  # oneDNN's makes zeros of NaN
+        y = torch.ops.mkldnn._convolution_pointwise(
+            x, self._packed, self.bias, *self.shape, taken_along or "none", [], ""
         )
+        if self.act == "relu":
+            y = y.relu_()
+        return y if residual is None else y + residual
+
+    def _fits(self, residual: Any, x: Tensor) -> bool:
+        """Whether the residual has the shape of the convolution's output: one to be broadcast is not oneDNN's."""
+        padding, stride, dilation, _ = self.shape
+        spatial = [
+            (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (self.kernel[i] - 1) - 1) // stride[i] + 1
+            for i in range(2)
+        ]
+        return isinstance(residual, Tensor) and residual.shape == (x.shape[0], self.channels, *spatial)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}  # oneDNN's own tensors cannot be copied
 
 
 class _Tracer(fx.Tracer):
@@ -109,19 +144,21 @@ class _Tracer(fx.Tracer):
 def _fold(traced: fx.GraphModule, node: fx.Node, modules: dict[str, Any]) -> None:
     """Puts a FoldedConv in the place of the convolution `node` and of what can be computed with it."""
     conv = modules[str(node.target)]
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str) or has_hooks(conv):
+        return
+    if len(node.args) != 1 or node.kwargs:
         return
     last, norm, act = node, None, None
     following = _only_user(last, modules)
     if isinstance(following, _NORMS) and following.running_mean is not None:
         last, norm = next(iter(last.users)), following
         following = _only_user(last, modules)
-    arguments = node.args
+    arguments: tuple[Any, ...] = node.args
     if following is not None and type(following) in _ATTRIBUTES:
         last, act = next(iter(last.users)), _ATTRIBUTES[type(following)]
     elif (added := _residual(last)) is not None:
         last, arguments = next(iter(last.users)), (*node.args, added)
-    name = f"{str(node.target).replace('.', '_')}_folded"
+    name = f"{node.name}_folded"  # of the node, for a convolution may be called twice
     traced.add_module(name, FoldedConv(conv, norm, act))
     with traced.graph.inserting_after(last):
         new = traced.graph.call_module(name, arguments)
@@ -129,11 +166,14 @@ def _fold(traced: fx.GraphModule, node: fx.Node, modules: dict[str, Any]) -> Non
 
 
 def _only_user(node: fx.Node, modules: dict[str, Any]) -> nn.Module | None:
-    """The module that alone takes the node's result."""
+    """The module that alone takes the node's result, and nothing else."""
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
-    return modules[str(user.target)] if user.op == "call_module" else None
+    if user.op != "call_module" or user.args != (node,) or user.kwargs:
+        return None
+    module = modules[str(user.target)]
+    return None if has_hooks(module) else module
 
 
 def _residual(node: fx.Node) -> fx.Node | None:
@@ -141,7 +181,7 @@ def _residual(node: fx.Node) -> fx.Node | None:
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
-    if user.op != "call_function" or user.target is not operator.add or len(user.args) != 2:
+    if user.op != "call_function" or user.target is not operator.add or len(user.args) != 2 or user.kwargs:
         return None
     other = user.args[0] if user.args[1] is node else user.args[1]
     return other if isinstance(other, fx.Node) and other is not node else None

@@ -26,6 +26,7 @@ HUGE_PAGE = 1 << 21  # bytes
 CHUNK = 4096  # values that one block of a GPU takes at once
 
 _gradient = attrgetter("grad")
+_dtype = attrgetter("dtype")
 
 
 class Arena:
@@ -74,6 +75,7 @@ class Arena:
         self._group_of = [i for i, group in enumerate(groups) for p in group if p.numel()]
         self._adopt()
         self._gradient_strides = [strides for _, strides in self._shapes[: len(self.parameters)]]
+        self._gradient_dtypes = [parameter.dtype for parameter in self.parameters]
         self._copies: list[Tensor] = []  # of gradients in another order, until the next step
         self.gradients: list[Tensor] = []
         if gradient_views:
@@ -152,9 +154,10 @@ class Arena:
             return self._gradient_table
         self._copies.clear()
         try:
-            if list(map(Tensor.stride, gradients)) == self._gradient_strides:
+            alike = list(map(Tensor.stride, gradients)) == self._gradient_strides
+            if alike and list(map(_dtype, gradients)) == self._gradient_dtypes:
                 return self._table(list(map(Tensor.data_ptr, gradients)))
-        except (TypeError, RuntimeError):
+        except (TypeError, AttributeError, RuntimeError):
             pass  # one is None or sparse
         return self._table([self._address(i, gradient) for i, gradient in enumerate(gradients)])
 

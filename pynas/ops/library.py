@@ -10,12 +10,13 @@ import functools
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from pynas.errors import PynasError
 
@@ -69,13 +70,18 @@ def using(kind: Kind) -> Iterator[None]:
 
 def fused() -> bool:
     """Whether fused operators are to be used where there are such for the tensors; never in what is exported."""
-    global _chosen
     if _chosen is None:
-        given = os.environ.get("PYNAS_OPS")
-        _chosen = _checked(given, "PYNAS_OPS") if given else ("fused" if available() else "reference")
-        if not given and not available() and PATH.is_file():
-            warnings.warn(f"fused operators are left out: {why_missing()}", stacklevel=2)
+        _choose()
     return _chosen == "fused" and not torch.compiler.is_exporting()
+
+
+def _choose() -> None:
+    """By the environment, or what is built."""
+    global _chosen
+    given = os.environ.get("PYNAS_OPS")
+    _chosen = _checked(given, "PYNAS_OPS") if given else ("fused" if available() else "reference")
+    if not given and not available() and PATH.is_file():
+        warnings.warn(f"fused operators are left out: {why_missing()}", stacklevel=2)
 
 
 def without_autograd() -> AbstractContextManager[None]:
@@ -87,9 +93,15 @@ def without_autograd() -> AbstractContextManager[None]:
 
 
 def has_hooks(*modules: nn.Module) -> bool:
-    """Whether somebody wants to be told when one of the modules is called, as profilers and counters do."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    """Whether calling one of the modules does more than its class says: hooks, as profilers and counters have them,
+    those of all modules included, and a `forward` of the module's own.
+    """
+    return _has_any_global_hook() or any(
+        "forward" in module.__dict__
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
         for module in modules
     )
 
@@ -100,3 +112,7 @@ def _checked(kind: str, where: str) -> str:
     if kind == "fused" and not available():
         raise PynasError(f"{where}: fused operators are not here: {why_missing()}")
     return kind
+
+
+with suppress(PynasError):  # of a wrong name in the environment, which the first call tells of
+    _choose()  # now, for torch.compile cannot trace how it is found out

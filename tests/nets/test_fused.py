@@ -105,3 +105,20 @@ def test_every_hook_is_called_and_nothing_else_changes() -> None:
         torch.testing.assert_close(network(x), expected)
     leaves = {name for name, module in network.named_modules() if not list(module.children())}
     assert called >= leaves - {name for name in leaves if name.endswith("drop")}  # identities in evaluation
+
+
+def test_what_is_not_its_class_alone_is_called() -> None:
+    """A `forward` of a layer's own, as wrappers set it, and hooks of all modules."""
+    network = randomised(NETWORKS["relu, Split-Attention"]()).eval()
+    x = torch.randn(2, 3, 26, 26).contiguous(memory_format=LAST)
+    called: list[type[nn.Module]] = []
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.forward = lambda x, old=module.forward: old(x) + 1.0  # type: ignore[method-assign]
+    with using("reference"):
+        expected = network(x)
+    with using("fused"):
+        torch.testing.assert_close(network(x), expected)
+        with nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(type(module))):
+            network(x)
+    assert {nn.Conv2d, nn.BatchNorm2d, nn.ReLU} <= set(called)

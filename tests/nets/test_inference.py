@@ -86,6 +86,54 @@ def test_the_network_stays_what_it_was_and_trains_on() -> None:
     assert not torch.allclose(folded(network.eval())(images(2)), first)
 
 
+class Odd(nn.Module):
+    """Convolutions that are called twice, whose sums are broadcast, whose names differ by a dot alone, with a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.norms = nn.Conv2d(3, 3, 3, padding=1), nn.ModuleList(nn.BatchNorm2d(3) for _ in range(2))
+        self.wide, self.one = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 1, 1)
+        self.a, self.a_b = nn.ModuleDict({"b": nn.Conv2d(8, 8, 1)}), nn.Conv2d(8, 8, 1)
+        self.heard = nn.Conv2d(8, 8, 1)
+        self.heard.register_forward_hook(lambda module, given, y: y + 1)
+        self.relu, self.scale = nn.ReLU(), nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norms[0](self.twice(x)) + self.norms[1](self.twice(x)).relu()
+        y = self.relu(self.twice(y)) + torch.sigmoid(self.twice(input=y))
+        y = self.wide(y) + self.one(x)
+        y = self.a["b"](y) + self.a_b(y) + (self.heard(y) + self.scale)
+        return self.wide(x) + self.scale + y
+
+
+def test_what_has_its_own_ways_stays_right() -> None:
+    torch.manual_seed(0)
+    network = trained(Odd())
+    checked(network, folded(network), images(3))
+    copied = copy.deepcopy(folded(network))
+    with torch.no_grad():
+        expected = folded(network)(images(2))
+        assert torch.equal(copied(images(2)), expected)
+        assert torch.equal(copy.deepcopy(copied)(images(2)), expected)  # after weights have been packed
+
+
+@pytest.mark.parametrize("act", ["hswish", "relu", "swish"])
+def test_nan_comes_through(act: str) -> None:
+    network = trained(small(act))
+    x = images(2)
+    x[1, 0, 5, 5] = float("nan")
+    with torch.no_grad():
+        found = folded(network)(x)
+    assert found[0].isfinite().all()
+    assert found[1].isnan().all()
+
+
+def test_images_that_need_gradients_are_refused() -> None:
+    quick = folded(trained(small()))
+    with pytest.raises(PynasError, match=r"images need gradients, allowed are those that do not, or torch.no_grad\(\)"):
+        quick(images(2).requires_grad_())
+
+
 def test_statistics_of_several_ranks_are_folded_too() -> None:
     network = trained(small())
     ranks = copy.deepcopy(network)
@@ -106,6 +154,10 @@ def test_what_cannot_be_folded_says_why() -> None:
 
     with pytest.raises(PynasError, match="the network is in training mode, allowed is evaluation mode"):
         folded(small().train())
+    one_trains = small().eval()
+    one_trains.blocks[1].norm.train()  # type: ignore[union-attr]
+    with pytest.raises(PynasError, match=r"its layer blocks.1.norm is in training mode"):
+        folded(one_trains)
     with pytest.raises(PynasError, match="the network is of meta float32, allowed is cpu float32"):
         folded(small().eval().to("meta"))
     with pytest.raises(PynasError, match="the network is of cpu bfloat16, allowed is cpu float32"):

@@ -410,3 +410,11 @@ def test_nothing_slow_is_imported() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_gradients_of_another_dtype_are_refused() -> None:
+    parameter = nn.Parameter(torch.zeros(1 << 16))
+    parameter.grad_dtype = torch.bfloat16
+    parameter.grad = torch.ones(1 << 16, dtype=torch.bfloat16)
+    with pytest.raises(PynasError, match=r"gradient is torch.bfloat16; allowed: its parameter's type, torch.float32"):
+        SGDEMA([parameter], 1.0).step()

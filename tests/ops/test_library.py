@@ -105,3 +105,16 @@ def test_cuda_kernels_are_compiled_in_and_registered_without_a_gpu() -> None:
     assert torch.ops.pynas.has_cuda()
     registered = torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
     assert {name.removeprefix("pynas::") for name in registered if name.startswith("pynas::")} >= CUDA_OPERATORS
+
+
+@pytest.mark.skipif(not library.available(), reason=library.why_missing())
+def test_the_compiler_may_come_first() -> None:
+    program = """
+import torch
+from torch import nn
+from pynas.ops.batch_norm import batch_norm_act
+x, norm = torch.randn(4, 16, 64, 64).contiguous(memory_format=torch.channels_last), nn.BatchNorm2d(16)
+torch.compile(lambda x: batch_norm_act(x, norm, "relu"), fullgraph=True, backend="aot_eager")(x)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
