@@ -116,13 +116,13 @@ def stop() -> int:
     placement = meet()
     say(f"working in process {os.getpid()} of {os.getppid()}")
     step = 0
-    while not any(placement.gather(bool(told))):
+    while not any(of_ranks := placement.gather(told[0] if told else 0)):  # they stop for the same one, as trainings do
         step += 1
         beat().advance(8 * step, f"step {step}")
         time.sleep(0.02)
     time.sleep(0.3 * placement.rank)  # they do not all leave at once
     say("checkpoint written")
-    return 128 + (told[0] if told else signal.SIGTERM)
+    return 128 + next(filter(None, of_ranks))
 
 
 def wait() -> int:
