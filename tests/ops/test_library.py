@@ -36,7 +36,10 @@ def test_use_chooses_for_the_process_and_using_for_a_block() -> None:
     assert fused() == before
 
 
-CUDA_OPERATORS = {"ema_update"}
+CUDA_OPERATORS = {
+    *("ema_update", "ema_update_from", "rmsprop_ema_step", "sgd_ema_step"),
+    *("channel_statistics", "batch_norm_act", "batch_norm_act_backward_sums", "batch_norm_act_backward"),
+}
 
 
 @pytest.fixture
