@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -81,7 +81,7 @@ except ImportError as error:
 """
     # -S: without the hook of an editable installation, which would find the core of this repository.
     command = [sys.executable, "-S", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert "the compiled search core is not built" in done.stdout, done.stderr
     assert "pip install --no-build-isolation -e ." in done.stdout
 

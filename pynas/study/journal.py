@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -86,11 +88,12 @@ class Journal(JournalFileBackend):
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self._file_lock.acquire()
-        try:
-            yield
-        finally:
-            self._file_lock.release()
+        with _interrupt_held_back():
+            self._file_lock.acquire()
+            try:
+                yield
+            finally:
+                self._file_lock.release()
 
     def _write(self, logs: list[dict[str, Any]]) -> None:
         if self._behind:
@@ -108,6 +111,27 @@ class Journal(JournalFileBackend):
                     raise
         except OSError as error:
             raise PynasError(f"{self.path} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _interrupt_held_back() -> Iterator[None]:
+    """Have Ctrl-C wait for the end of the block, a few milliseconds.
+
+    Optuna's lock does not stand a KeyboardInterrupt: where one comes just before the link is made or after it is gone,
+    it raises RuntimeError("did not possess lock") in its place.
+    """
+    python_hears = callable(signal.getsignal(signal.SIGINT))
+    if not python_hears or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 class ReadOnlyJournal(JournalFileBackend):

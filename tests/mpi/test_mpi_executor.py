@@ -22,7 +22,7 @@ from pynas.runtime.mpi_rank import without_rank
 
 HERE = Path(__file__).parent
 CONTRACTS = HERE.parent / "contracts"
-PATIENCE = 60.0  # seconds; how long a test waits for what should come within ten
+PATIENCE = 240.0  # seconds; what is waited for comes within ten on a machine that does nothing else
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 pytestmark = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec here: pip install mpich")
 

@@ -16,6 +16,8 @@ from search_examples import EXAMPLES, run, short_study, start, trainings
 from pynas.study.directory import StudyDirectory
 from pynas.study.study import Study
 
+PATIENCE = 240.0  # seconds; a search begins within ten on a machine that does nothing else
+
 
 def test_ctrl_c_stops_in_order_and_says_how_to_go_on(tmp_path: Path) -> None:
     study = short_study(tmp_path)
@@ -23,12 +25,13 @@ def test_ctrl_c_stops_in_order_and_says_how_to_go_on(tmp_path: Path) -> None:
     # What runs in the background of a shell ignores Ctrl-C, and so would whatever it starts.
     attend = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = start(study, directory, start_new_session=True, preexec_fn=attend)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not trainings(directory) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the driver and its workers alike
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    _, err = process.communicate(timeout=PATIENCE)
+    # Python itself ends by the signal, which a shell calls 130 too, where the interrupt came within an import's exec.
+    assert process.returncode in (130, -signal.SIGINT), err
     assert f"Go on with: pynas search {study} --dir {directory}" in err
     assert "Traceback" not in err
     kept = trainings(directory)
@@ -46,14 +49,14 @@ def _at_work(directory: Path) -> bool:
 def test_a_killed_worker_fails_its_candidate_and_the_search_goes_on(tmp_path: Path) -> None:
     directory = tmp_path / "study"
     process = start(short_study(tmp_path), directory)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not _at_work(directory) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)  # for the driver to hear of it: a worker that dies before has cost no candidate
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for child in children:
         os.kill(int(child), signal.SIGKILL)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     trials = Study.open(StudyDirectory.open(directory), read_only=True).trials()
     failed = [trial for trial in trials if trial.state == "failed"]

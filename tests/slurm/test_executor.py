@@ -22,7 +22,7 @@ from pynas.runtime.task import TaskFolder
 
 sys.path.append(str(Path(__file__).parents[1] / "contracts"))  # for contract_tasks, here and in the jobs
 
-PATIENCE = 60.0  # seconds; how long a test waits for what should come within ten
+PATIENCE = 240.0  # seconds; what is waited for comes within ten on a machine that does nothing else
 
 
 @pytest.fixture

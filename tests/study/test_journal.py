@@ -142,6 +142,29 @@ def test_a_stale_lock_of_optunas_does_not_hold_up(tmp_path):
     assert not debris.is_symlink()
 
 
+@pytest.mark.parametrize("call", ["symlink", "fsync", "rename", "unlink"])
+def test_ctrl_c_in_the_middle_of_a_write_waits_for_its_end(tmp_path, monkeypatch, call):
+    directory = written(tmp_path / "study")
+    real, calls = getattr(os, call), []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        signal.raise_signal(signal.SIGINT)
+        return real(*arguments)
+
+    with directory:
+        study = Study.open(directory)
+        monkeypatch.setattr(os, call, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            study.finish("0/1", result(1))
+        monkeypatch.setattr(os, call, real)
+        assert calls
+        assert not Path(f"{directory.journal}.lock").is_symlink()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert study.trial("0/1").state == "complete"
+    assert Study.open(directory, read_only=True).trial("0/1").state == "complete"
+
+
 def test_a_study_may_move(tmp_path, monkeypatch):
     written(tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
