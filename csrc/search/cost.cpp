@@ -47,6 +47,7 @@ std::int64_t output_size(const Space& space, const std::uint8_t* genome, std::si
   const std::int64_t stride = first ? space.integer(row.stride, genome) : 1;
   if (row.kind == BlockKind::skip) return convolved_size(index, in_size, 1, stride, 0);
   const std::int64_t kernel = space.integer(first ? row.kernel : row.kernel_rest, genome);
+  if (kernel == 0) return convolved_size(index, in_size, 1, stride, 0);
   return convolved_size(index, in_size, kernel, stride, padding_of(space, genome, row, kernel));
 }
 
@@ -95,21 +96,27 @@ Block count_block(const Space& space, const std::uint8_t* genome, std::size_t in
   const Row& row = space.rows()[index];
   Block block{};
   block.row = static_cast<std::int64_t>(index);
-  block.kind = static_cast<std::int64_t>(row.kind);
   block.in_channels = block.mid_channels = in_channels;
   block.channels = space.integer(row.channels, genome);
   block.in_size = in_size;
   block.kernel = block.stride = 1;
   if (!row.is_pooled() && first) block.stride = space.integer(row.stride, genome);
+  BlockKind kind = row.kind;
   if (row.is_convolution()) {
-    block.kernel = space.integer(first ? row.kernel : row.kernel_rest, genome);
-    block.padding = padding_of(space, genome, row, block.kernel);
+    const std::int64_t kernel = space.integer(first ? row.kernel : row.kernel_rest, genome);
+    if (kernel == 0) {
+      kind = BlockKind::skip;
+    } else {
+      block.kernel = kernel;
+      block.padding = padding_of(space, genome, row, kernel);
+    }
   }
+  block.kind = static_cast<std::int64_t>(kind);
   block.out_size = output_size(space, genome, index, first, in_size);
 
   Tally tally;
   const std::int64_t in_area = product({in_size, in_size});
-  switch (row.kind) {
+  switch (kind) {
     case BlockKind::conv:
       tally.layer(product({block.kernel, block.kernel, in_channels, block.channels}),
                   product({block.out_size, block.out_size}), row.bias ? block.channels : 0, block.channels);

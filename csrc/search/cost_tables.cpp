@@ -18,9 +18,9 @@ void insert(Variables& variables, std::initializer_list<Field> fields) {
     if (field.variable >= 0) variables.insert(field.variable);
 }
 
-bool always_odd(const std::vector<double>& kernels) {
+bool odd_or_none(const std::vector<double>& kernels) {
   return std::all_of(kernels.begin(), kernels.end(),
-                     [](double kernel) { return static_cast<std::int64_t>(kernel) % 2 == 1; });
+                     [](double kernel) { return kernel == 0 || static_cast<std::int64_t>(kernel) % 2 == 1; });
 }
 
 bool can_repeat(const Space& space, const Row& row) {
@@ -28,11 +28,11 @@ bool can_repeat(const Space& space, const Row& row) {
   return *std::max_element(repeats.begin(), repeats.end()) > 1;
 }
 
-// An odd kernel padded by half of it maps size H to floor((H - 1) / s) + 1 whatever the kernel.
+// An odd kernel padded by half of it maps size H to floor((H - 1) / s) + 1 whatever the kernel; so does a skip.
 bool kernel_shapes_output(const Space& space, const Row& row) {
   const bool automatic = row.padding.variable < 0 && row.padding.constant < 0;
-  return !automatic || !always_odd(space.values(row.kernel)) ||
-         (can_repeat(space, row) && !always_odd(space.values(row.kernel_rest)));
+  return !automatic || !odd_or_none(space.values(row.kernel)) ||
+         (can_repeat(space, row) && !odd_or_none(space.values(row.kernel_rest)));
 }
 
 // Adds the variables that the size of the row's output depends on, given those its input size depends on.

@@ -86,8 +86,9 @@ void Space::check_row(std::size_t index) const {
   check_field(where + "c", row.channels, 1, most_channels, true);
   check_field(where + "n", row.repeats, 1, row.is_convolution() ? most_repeats : 1, true);
   if (!row.is_pooled()) check_field(where + "s", row.stride, 1, most_kernel, true);
+  const double least_kernel = row.kind == BlockKind::mbconv ? 0 : 1;
   if (row.is_convolution()) {
-    check_field(where + "k", row.kernel, 1, most_kernel, true);
+    check_field(where + "k", row.kernel, least_kernel, most_kernel, true);
     check_field(where + "pad", row.padding, -1, most_kernel, true);
   }
   if (row.kind == BlockKind::mbconv) {
@@ -98,7 +99,7 @@ void Space::check_row(std::size_t index) const {
   if (row.kind == BlockKind::mbconv || row.kind == BlockKind::mbpool)
     check_field(where + "e", row.expansion, 1.0 / most_expansion, most_expansion, false);
   if (can_repeat(values(row.repeats))) {
-    check_field(where + "k_rest", row.kernel_rest, 1, most_kernel, true);
+    check_field(where + "k_rest", row.kernel_rest, least_kernel, most_kernel, true);
     if (row.kind == BlockKind::mbconv)
       check_field(where + "e_rest", row.expansion_rest, 1.0 / most_expansion, most_expansion, false);
   }

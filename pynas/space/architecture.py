@@ -18,7 +18,8 @@ class Row:
     """One row of Table 2 with every choice made: `n` blocks, the first of which has stride `s`.
 
     `k` and `e` are (first block, remaining blocks); they are equal where the table does not tell them apart.
-    A column that does not apply to the block is None (for instance `e` of a conv).
+    A column that does not apply to the block is None (for instance `e` of a conv). A kernel of 0 leaves an mbconv out
+    (FP-NAS, Table 2): in its place stands a skip, which is the identity where shapes allow.
     """
 
     block: str  # conv, mbconv, skip, mbpool or fc

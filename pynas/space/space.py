@@ -235,7 +235,7 @@ class Space:
 
         rows = tuple(
             Row(
-                *(r.block, pair(r.k), pair(r.e), value(r.c), value(r.n), value(r.s), value(r.se), r.act, r.pad),
+                *(r.block, pair(r.k), pair(r.e), value(r.c), value(r.n), value(r.s), value(r.se), value(r.act), r.pad),
                 se_from=r.se_from,
                 bias=r.bias,
             )
@@ -339,6 +339,9 @@ def blocks_of(architecture: Architecture) -> tuple[Block, ...]:
     blocks = []
     for values in rows:
         row = architecture.rows[values["row"]]
-        words = {"kind": BLOCKS[values["kind"]], "act": row.act, "splits": int(row.se), "bias": row.bias}
+        kind = BLOCKS[values["kind"]]
+        left_out = kind == "skip" and row.block == "mbconv"  # by kernel 0; the skips of the released networks have ReLU
+        splits = 0 if left_out else int(row.se)
+        words = {"kind": kind, "act": "relu" if left_out else row.act, "splits": splits, "bias": row.bias}
         blocks.append(Block(**{**values, **words}))
     return tuple(blocks)

@@ -74,7 +74,7 @@ class TableRow:
     n: Field
     s: Field
     se: Field
-    act: str
+    act: Field
     pad: int | None = None
     se_from: str = "in"
     bias: bool = True
@@ -100,7 +100,7 @@ class Table:
         """Every variable once: stages from top to bottom, resolution, then the recipe's."""
         fields: list[Field] = []
         for row in self.rows:
-            fields += [*(row.k or ()), *(row.e or ()), row.c, row.n, row.s, row.se]
+            fields += [*(row.k or ()), *(row.e or ()), row.c, row.n, row.s, row.se, row.act]
         fields.append(self.resolution)
         fields += [value for _, value in self.recipe or ()]
         return tuple(dict.fromkeys(field for field in fields if isinstance(field, Variable)))
@@ -123,10 +123,11 @@ class Table:
         def pair(fields: tuple[Field, Field] | None) -> tuple[Field, Field] | None:
             return fields and (fix(fields[0]), fix(fields[1]))
 
-        rows = tuple(
-            replace(row, k=pair(row.k), e=pair(row.e), c=fix(row.c), n=fix(row.n), s=fix(row.s), se=fix(row.se))
-            for row in self.rows
-        )
+        def fixed(row: TableRow) -> TableRow:
+            whole = {"c": fix(row.c), "n": fix(row.n), "s": fix(row.s), "se": fix(row.se), "act": fix(row.act)}
+            return replace(row, k=pair(row.k), e=pair(row.e), **whole)
+
+        rows = tuple(fixed(row) for row in self.rows)
         recipe = self.recipe and tuple((key, fix(field)) for key, field in self.recipe)
         return replace(self, rows=rows, recipe=recipe, resolution=fix(self.resolution))
 
@@ -268,15 +269,17 @@ class _Parser:
             return fields[0]
 
         kernel, pad, act = read("k"), one("pad", None), one("act", "")
-        fixed = {"act": act, "pad": pad, "se_from": one("se_from", "in"), "bias": one("bias", True)}
+        fixed = {"pad": pad, "se_from": one("se_from", "in"), "bias": one("bias", True)}
         n = one("n", 1)
+        if block == "conv" and any(0 in _values(field) for field in kernel or ()):
+            raise self.fail(f"{where}, k", f"{cells['k']!r}; 0, which leaves a block out, is for mbconv")
         if choices := [column for column, field in fixed.items() if isinstance(field, Variable)]:
             raise self.fail(f"{where}, {choices[0]}", f"{cells[choices[0]]!r}; takes one value, not a choice")
         if pad is not None and any(isinstance(field, Variable) for field in kernel or ()):
             raise self.fail(f"{where}, pad", f"{pad}; a row with a choice of kernels cannot fix the padding")
         if block != "mbconv" and n != 1:
             raise self.fail(f"{where}, n", f"{cells['n']!r}; {block} stands once, so n must be 1")
-        return TableRow(block, kernel, read("e"), one("c", None), n, one("s", 1), one("se", False), **fixed)
+        return TableRow(block, kernel, read("e"), one("c", None), n, one("s", 1), one("se", False), act, **fixed)
 
     def pair(self, where: str, cell: Any, name: str, check: Any) -> tuple[Field, Field]:
         try:
@@ -343,6 +346,10 @@ class _Parser:
         return fields, tuple(sorted(multiplier.items()))
 
 
+def _values(field: Field) -> tuple[Any, ...]:
+    return field.values if isinstance(field, Variable) else (field,)
+
+
 class UniqueKeyLoader(yaml.SafeLoader):
     """YAML takes the last of two equal keys in silence; our files must not. Keys are words."""
 
@@ -407,8 +414,12 @@ def _attention(value: Any) -> str | None:
 
 
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
-    "k": lambda v: None if _integer(v, 1) and v % 2 else "is not allowed; allowed: odd whole numbers (1, 3, 5, 7, ...)",
-    "e": lambda v: None if _number(v) and v >= 1 else "is not allowed; allowed: numbers of at least 1",
+    "k": lambda v: (
+        None
+        if _integer(v, 0) and (v == 0 or v % 2)
+        else "is not allowed; allowed: odd whole numbers (1, 3, 5, 7, ...), and 0 to leave an mbconv out"
+    ),
+    "e": lambda v: None if _number(v) and v > 0 else "is not allowed; allowed: numbers above 0",
     "c": _positive_int,
     "n": _positive_int,
     "s": lambda v: None if _integer(v, 1) and v <= 2 else "is not allowed; allowed: 1 or 2",

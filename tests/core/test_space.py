@@ -45,12 +45,12 @@ def count_by_hand(table: Declaration, resolution: tuple[int, float], genome: np.
             stride = int(value(row["s"])) if first else 1
             out = (size + 2 * (k // 2 if pad < 0 else pad) - k) // stride + 1
             mid = div8(width * e)
-            if row["block"] == "conv":
-                layer(k * k * width * channels, out * out, channels if row["bias"] else 0, channels)
-            elif row["block"] == "skip":
+            if row["block"] == "skip" or (row["block"] == "mbconv" and k == 0):
                 out = -(-size // stride)
                 if stride > 1 or width != channels:
                     layer(width * channels, out * out, 0, channels)
+            elif row["block"] == "conv":
+                layer(k * k * width * channels, out * out, channels if row["bias"] else 0, channels)
             elif row["block"] == "mbconv":
                 if mid != width:
                     layer(width * mid, size * size, 0, mid)
@@ -85,20 +85,22 @@ numbers = st.sampled_from
 
 @st.composite
 def declarations(draw):
-    """Small networks with variables anywhere: even kernels, odd paddings, fractional expansions, tied variables."""
+    """Small networks with variables anywhere: even kernels and none, odd paddings, fractional expansions, ties."""
     table = Declaration()
     tied = table.variable("tied", draw(numbers([[3, 5], [2, 3], [1, 4]])))
     kernels = numbers([3, 5, [3, 5], [2, 5, 4], tied])
-    expansions = numbers([1, 1.79, 5.46, [1, 2.5], range(2, 5), tied])
+    bypassed = numbers([3, 0, [3, 5], [0, 3, 5], [0, 4]])
+    expansions = numbers([1, 0.75, 1.79, 5.46, [1, 2.5], range(2, 5), tied])
     for _ in range(draw(st.integers(1, 4))):
         block = draw(numbers(["conv", "mbconv", "mbconv", "skip"]))
         if block == "skip":
             strides = numbers([1, 1, 2, [1, 2]])
             table.row("skip", c=draw(numbers([16, 24, range(16, 25, 4), [8, 40]])), s=draw(strides))
             continue
-        fields = {"k": draw(kernels), "c": draw(numbers([12, range(16, 25, 4), [8, 40]])), "s": draw(numbers([1, 2]))}
+        ks = kernels if block == "conv" else numbers([draw(kernels), draw(bypassed)])
+        fields = {"k": draw(ks), "c": draw(numbers([12, range(16, 25, 4), [8, 40]])), "s": draw(numbers([1, 2]))}
         fields |= {"n": draw(numbers([1, 3, range(1, 4)])), "pad": draw(numbers([-1, -1, 1, 2, [-1, 1]]))}
-        fields |= {"k_rest": draw(kernels), "se": draw(numbers([0, 1, 2, 4, [0, 1], [0, 1, 2, 4]]))}
+        fields |= {"k_rest": draw(ks), "se": draw(numbers([0, 1, 2, 4, [0, 1], [0, 1, 2, 4]]))}
         fields |= {"se_from": draw(numbers(["in", "mid"])), "bias": draw(st.booleans())}
         table.row(block, **fields, e=draw(expansions), e_rest=draw(expansions))
     if draw(st.booleans()):
@@ -144,6 +146,34 @@ def test_a_skip_costs_nothing_where_it_is_the_identity():
         norms = 2 * width if wider or strided else 0
         assert first[SUMS].tolist() == [weights * out * out] * 2 + [weights, weights + norms]
         assert second[SUMS].any() == wider
+
+
+def test_an_mbconv_with_kernel_0_is_a_skip_whatever_else_is_chosen():
+    table = Declaration()
+    table.row("conv", c=16)
+    fields = {"c": [16, 24], "s": [1, 2], "n": 2, "e": [2, 6], "se": [0, 1, 4], "pad": 0}
+    table.row("mbconv", k=[0, 3], k_rest=[0, 3], e_rest=2, **fields)
+    table.row("fc", c=10)
+    space = table.compile(33)
+    other = Declaration()
+    other.row("conv", c=16)
+    other.row("skip", c=[16, 24], s=[1, 2])
+    other.row("fc", c=10)
+    kinds, kernel = _core.BLOCK_COLUMNS.index("kind"), _core.BLOCK_COLUMNS.index("kernel")
+    names = [variable["name"] for variable in table.variables]
+    for genome in random_genomes(space, 100, seed=2):
+        genome[[names.index(name) for name in ("k1", "k_rest1")]] = 0
+        blocks = space.blocks(genome)
+        chosen = dict(zip(names, genome))
+        skips = other.compile(33).blocks(np.array([chosen["c1"], chosen["s1"]], np.uint8))
+        assert blocks[1][1:].tolist() == skips[1][1:].tolist()
+        assert blocks[1][kernel] == 1
+        assert blocks[2][SUMS].tolist() == [0] * len(_core.COSTS)
+        assert blocks[2][kinds] == skips[1][kinds]
+    conv = Declaration()
+    conv.row("conv", k=[0, 3], c=8)
+    with pytest.raises(ValueError, match=r"row 0 \(conv\): k can be 0; allowed are whole numbers from 1"):
+        conv.compile(9)
 
 
 def test_split_attention_of_one_split_is_squeeze_and_excite_and_more_splits_add_their_kernels():

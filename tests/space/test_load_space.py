@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from pynas.errors import PynasError
 from pynas.space.space import Space, table_of
 from pynas.space.table import TABLES, parse_table
 
-SPACES = {name: pynas.load_space(name) for name in ("fbnetv3", "fbnetv3_28")}
+SPACES = {name: pynas.load_space(name) for name in ("fbnetv3", "fbnetv3_28", "fbnetv2_f_28", "fbnetv2_fpp")}
 
 # FBNetV3 as released: published FLOPs and params, MACs, true parameter count.
 PUBLISHED = {
@@ -44,6 +46,46 @@ def test_the_papers_space_has_the_papers_size() -> None:
     assert pinned.size["recipes"] == 9_452_520
 
 
+def test_the_spaces_of_fp_nas_have_the_sizes_of_their_tables() -> None:
+    # Channel choices of the ten rows of Table 1; kernel, activation and squeeze-and-excite by Table 2; six expansions.
+    channels = (2, 3, 3, 4, 4, 5, 5, 6, 10, 10)
+    repeats = (1, 1, 2, 1, 2, 1, 2, 3, 1, 3)
+    rows = [3 * 2 * 2 * c * (1 if i == 0 else 6) for i, c in enumerate(channels)]
+    size = {
+        name: pynas.load_space(name).size["architectures"] for name in ("fbnetv2_f", "fbnetv2_f_fine", "fbnetv2_fpp")
+    }
+    assert size["fbnetv2_f"] == math.prod(rows)
+    assert size["fbnetv2_f_fine"] == math.prod(row**n for row, n in zip(rows, repeats, strict=True))
+    assert size["fbnetv2_fpp"] == math.prod(2 * row for row in rows)
+    # Table 3: architectures, blocks, median FLOPs. The rows are this project's.
+    for name, architectures, blocks, median in (
+        ("fpnas_l0", 2e32, 27, 0.39e9),
+        ("fpnas_l1", 1e36, 32, 0.9e9),
+        ("fpnas_l2", 1e36, 32, 1.1e9),
+    ):
+        space = pynas.load_space(name)
+        assert space.size["architectures"] == pytest.approx(architectures, rel=0.2)
+        assert sum(row.n for row in space.table.rows if row.block == "mbconv") == blocks
+        assert np.median(space.costs(space.sample(4000, seed=0))["flops"]) == pytest.approx(median, rel=0.05)
+
+
+def test_kernel_0_and_the_activation_are_choices_like_others() -> None:
+    space = SPACES["fbnetv2_f_28"]
+    values = {variable.name: variable.values for variable in space.variables}
+    assert values["stage3.k"] == (0, 3, 5)
+    assert values["stage3.act"] == ("relu", "swish")
+    names = list(values)
+    genome = np.zeros(len(names), np.uint8)  # kernel 0 in every row
+    genome[names.index("stage5.k")] = 2
+    genome[names.index("stage5.act")] = 1
+    architecture, _ = space.decode(genome)
+    assert architecture.rows[5].act == "swish"
+    blocks = architecture.blocks()[1:-2]
+    assert [(block.kind, block.act) for block in blocks if block.row == 5] == [("mbconv", "swish")] * 2
+    assert {(block.kind, block.act, block.splits) for block in blocks if block.row != 5} == {("skip", "relu", 0)}
+    assert pynas.load_space("fbnetv2_f_28", pin={"stage3.act": "swish"}).table.rows[3].act == "swish"
+
+
 genomes = st.sampled_from(sorted(SPACES)).flatmap(
     lambda name: st.tuples(
         st.just(SPACES[name]),
@@ -60,8 +102,9 @@ def test_decoding_and_encoding_are_inverse(case: tuple[Space, tuple[int, ...]]) 
     architecture, recipe = space.decode(genome)
     assert np.array_equal(space.encode(architecture, recipe), genome)
     assert type(architecture).from_dict(architecture.to_dict()) == architecture
-    assert recipe is not None
-    assert type(recipe).from_dict(recipe.to_dict()) == recipe
+    assert (recipe is None) == (space.table.recipe is None)
+    if recipe is not None:
+        assert type(recipe).from_dict(recipe.to_dict()) == recipe
 
 
 @given(genomes)

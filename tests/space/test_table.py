@@ -110,9 +110,10 @@ WRONG = {
     ),
     "choice of activation": (
         "| N  | hswish",
-        "| N  | [hswish, relu]",
-        "row 1 (mbconv), act: '[hswish, relu]'; takes one value, not a choice",
+        "| N  | [hswish, gelu]",
+        "row 1 (mbconv), act: '[hswish, gelu]': 'gelu' is not allowed; allowed: hswish, relu, swish",
     ),
+    "kernel 0": ("| conv   | 3", "| conv   | 0", "row 0 (conv), k: '0'; 0, which leaves a block out, is for mbconv"),
     "padding": ("name: mine", "name: mine\npadding: valid", "padding: 'valid'; allowed: same, or no such key"),
     "activation": ("| N  | hswish", "| N  | gelu", "act: 'gelu': 'gelu' is not allowed; allowed: hswish, relu, swish"),
     "no number": ("(16, 32, 4)", "(16, x, 4)", "row 1 (mbconv), c: '(16, x, 4)': 'x' is not a number"),
@@ -282,6 +283,12 @@ def test_a_wrong_row_is_one_clear_error(old: str, new: str, message: str) -> Non
 FINGERPRINTS = {
     "fbnetv3": "25cd39b0c2840de2",
     "fbnetv3_28": "6d271ff0c7c062f6",
+    "fbnetv2_f": "83eb545b633c7acd",
+    "fbnetv2_f_fine": "15bb40a65b9f4e3d",
+    "fbnetv2_fpp": "0d4b555d78bd4150",
+    "fpnas_l0": "f13b1ec9fc3af981",
+    "fpnas_l1": "44a87396bf81595b",
+    "fpnas_l2": "cda7b79c3c111a0c",
     "fbnetv3_a": "d55e18b83ad58fc3",
     "fbnetv3_g": "8e192f541c82b9e1",
 }
