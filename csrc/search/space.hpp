@@ -35,7 +35,8 @@ inline constexpr const char* block_kind_names[] = {"conv", "mbconv", "mbpool", "
 enum class SqueezeFrom { input, middle };
 
 // `kernel`, `expansion` and `stride` are the first block's; the remaining blocks have stride 1. Padding -1 is kernel
-// / 2. A kernel of 0 leaves an mbconv out: such a block is a skip. `squeeze` is the number of splits: 0 none, 1 squeeze-and-excite, 2 or 4 Split-Attention. `bias` is a conv's.
+// / 2. A kernel of 0 leaves an mbconv out: such a block is a skip. `squeeze` is the number of splits: 0 none, 1
+// squeeze-and-excite, 2 or 4 Split-Attention. `bias` is a conv's.
 struct Row {
   BlockKind kind;
   Field kernel, kernel_rest, expansion, expansion_rest, channels, repeats, stride, squeeze, padding;
