@@ -79,6 +79,11 @@ class TableRow:
     se_from: str = "in"
     bias: bool = True
 
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """What may be a variable, from left to right."""
+        return (*(self.k or ()), *(self.e or ()), self.c, self.n, self.s, self.se, self.act)
+
     def __repr__(self) -> str:
         return short_repr(self)
 
@@ -100,7 +105,7 @@ class Table:
         """Every variable once: stages from top to bottom, resolution, then the recipe's."""
         fields: list[Field] = []
         for row in self.rows:
-            fields += [*(row.k or ()), *(row.e or ()), row.c, row.n, row.s, row.se, row.act]
+            fields += row.fields
         fields.append(self.resolution)
         fields += [value for _, value in self.recipe or ()]
         return tuple(dict.fromkeys(field for field in fields if isinstance(field, Variable)))
