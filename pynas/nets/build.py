@@ -32,26 +32,31 @@ class Network(nn.Module):
         inner = sum(block.kind == "mbconv" for block in blocks)
         layers: list[nn.Module] = []
         mbconvs = 0
-        for position, block in enumerate(blocks):
-            match block.kind:
-                case "conv":
-                    layers.append(ConvBlock(block))
-                case "mbconv":
-                    ramp = mbconvs / (inner - 1) if inner > 1 else 1.0
-                    layers.append(MBConv(block, drop=stochastic_depth * ramp))
-                    mbconvs += 1
-                case "skip":
-                    layers.append(SkipBlock(block))
-                case "mbpool":
-                    layers.append(MBPool(block))
-                case "fc":
-                    layers.append(Head(block, dropout))
-                case kind:
-                    raise PynasError(f"block {position}: got kind {kind!r}, allowed are conv, mbconv, skip, mbpool, fc")
+        for block in blocks:
+            ramp = mbconvs / (inner - 1) if inner > 1 else 1.0
+            layers.append(make_block(block, dropout=dropout, drop=stochastic_depth * ramp))
+            mbconvs += block.kind == "mbconv"
         self.blocks = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(x)
+
+
+def make_block(block: Block, *, dropout: float = 0.0, drop: float = 0.0) -> nn.Module:
+    """The module of one block; `dropout` is of an fc, `drop` the rate of stochastic depth of an mbconv."""
+    match block.kind:
+        case "conv":
+            return ConvBlock(block)
+        case "mbconv":
+            return MBConv(block, drop=drop)
+        case "skip":
+            return SkipBlock(block)
+        case "mbpool":
+            return MBPool(block)
+        case "fc":
+            return Head(block, dropout)
+        case kind:
+            raise PynasError(f"block of row {block.row}: got kind {kind!r}, allowed are conv, mbconv, skip, mbpool, fc")
 
 
 def build(

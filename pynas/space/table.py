@@ -84,6 +84,11 @@ class TableRow:
         """What may be a variable, from left to right."""
         return (*(self.k or ()), *(self.e or ()), self.c, self.n, self.s, self.se, self.act)
 
+    @staticmethod
+    def values(field: Field) -> tuple[Any, ...]:
+        """Every value that a field can take."""
+        return field.values if isinstance(field, Variable) else (field,)
+
     def __repr__(self) -> str:
         return short_repr(self)
 
@@ -276,7 +281,7 @@ class _Parser:
         kernel, pad, act = read("k"), one("pad", None), one("act", "")
         fixed = {"pad": pad, "se_from": one("se_from", "in"), "bias": one("bias", True)}
         n = one("n", 1)
-        if block == "conv" and any(0 in _values(field) for field in kernel or ()):
+        if block == "conv" and any(0 in TableRow.values(field) for field in kernel or ()):
             raise self.fail(f"{where}, k", f"{cells['k']!r}; 0, which leaves a block out, is for mbconv")
         if choices := [column for column, field in fixed.items() if isinstance(field, Variable)]:
             raise self.fail(f"{where}, {choices[0]}", f"{cells[choices[0]]!r}; takes one value, not a choice")
@@ -349,10 +354,6 @@ class _Parser:
             if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < float("inf"):
                 raise self.fail(f"recipe, lr_multiplier, {optimizer}", f"{factor!r}; allowed: a number above 0")
         return fields, tuple(sorted(multiplier.items()))
-
-
-def _values(field: Field) -> tuple[Any, ...]:
-    return field.values if isinstance(field, Variable) else (field,)
 
 
 class UniqueKeyLoader(yaml.SafeLoader):

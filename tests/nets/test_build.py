@@ -103,7 +103,9 @@ def test_errors_say_what_came_and_what_is_allowed() -> None:
     with pytest.raises(PynasError, match="act: got 'gelu', allowed are hswish, relu, swish"):
         build(unknown_act)
     unknown_kind = (dataclasses.replace(BLOCKS[0], kind="attention"), *BLOCKS[1:])
-    with pytest.raises(PynasError, match="block 0: got kind 'attention', allowed are conv, mbconv, skip, mbpool, fc"):
+    with pytest.raises(
+        PynasError, match="block of row 0: got kind 'attention', allowed are conv, mbconv, skip, mbpool, fc"
+    ):
         build(unknown_kind)
     with pytest.raises(PynasError, match=r"dropout: got 1\.5, allowed is a probability"):
         build(BLOCKS, dropout=1.5)
