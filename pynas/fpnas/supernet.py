@@ -53,25 +53,31 @@ class Supernet(nn.Module):
         for name, shape in _widest(space).items():
             self.weights[name] = nn.Parameter(_initial(name, shape, generator))
 
-    def network(self, architecture: Architecture) -> Network:
-        """The network of `architecture`, in training mode, whose parameters are views of the supernet's."""
-        network = _skeleton(architecture)
+    def path(self, architecture: Architecture) -> tuple[Network, list[str]]:
+        """The network of `architecture`, in training mode, whose parameters are views of the supernet's, and the names
+        of these, each once.
+        """
+        network, names = _skeleton(architecture), []
         position, row = 0, -1
         for module, block in zip(network.blocks, architecture.blocks(), strict=True):
             position, row = (position + 1 if block.row == row else 0), block.row
             for name, parameter, owner, attribute in _parameters(module, block, position):
                 slices = tuple(slice(length) for length in _axes(parameter.shape, name))
                 owner._parameters[attribute] = self.weights[name][slices].reshape(parameter.shape)
-        return network
+                names.append(name)
+        return network, names
+
+    def scaled(self, images: Tensor, architecture: Architecture) -> Tensor:
+        """Images, float (N, C, H, W), at the architecture's resolution."""
+        size = architecture.resolution
+        if images.shape[-1] == size:
+            return images
+        return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
     def forward(self, images: Tensor, architecture: Architecture) -> Tensor:
-        """Logits (N, classes) of images, float (N, C, H, W), by the network of `architecture`; images of another size
-        than its resolution are scaled to it first.
-        """
-        size = architecture.resolution
-        if images.shape[-1] != size:
-            images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        return self.network(architecture)(images)
+        """Logits (N, classes) of images, float (N, C, H, W), by the network of `architecture`."""
+        network, _ = self.path(architecture)
+        return network(self.scaled(images, architecture))
 
 
 def _skeleton(architecture: Architecture) -> Network:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pynas.cores import available_cores
@@ -184,6 +184,18 @@ class World:
         packed = torch.tensor(values, dtype=torch.float64)
         self._reducer.all_reduce(packed)
         return packed.tolist()
+
+    def sum_tensor(self, values: Tensor) -> None:
+        """Replace a floating-point tensor by its sum over all ranks, on CPUs computed in float64."""
+        if self.size == 1:
+            return
+        assert self._reducer is not None
+        if values.is_cpu:
+            packed = values.double()
+            self._reducer.all_reduce(packed)
+            values.copy_(packed)
+        else:
+            dist.all_reduce(values)
 
     def agree(self, images: int, order: int | None = None) -> tuple[int, int | None]:
         """Before a step: how many images it has on all ranks, and the signal that any of them was given, if any.

@@ -59,7 +59,7 @@ def test_a_path_is_the_network_that_would_be_built_with_these_weights(name: str)
         architecture, _ = space.decode(genome)
         images = torch.randn(3, space.table.input_channels, *[architecture.resolution] * 2, generator=random)
         labels = torch.randint(0, 5, (3,), generator=random)
-        network = with_weights_of(build_network(architecture), supernet.network(architecture))
+        network = with_weights_of(build_network(architecture), supernet.path(architecture)[0])
         supernet.zero_grad()
         logits, expected = supernet(images, architecture), network(images)
         torch.testing.assert_close(logits, expected)
@@ -77,7 +77,7 @@ def test_every_shipped_space_has_weights_for_its_architectures(name: str) -> Non
     supernet = Supernet(space)
     used = set()
     for genome in space.sample(20, seed=0):
-        network = supernet.network(space.decode(genome)[0])
+        network = supernet.path(space.decode(genome)[0])[0]
         used |= {id(p._base) if p._base is not None else id(p) for p in network.parameters()}
     spare = [n for n, p in supernet.named_parameters() if id(p) not in used]
     assert len(spare) < 0.3 * len(supernet.weights)  # most are met within 20 samples

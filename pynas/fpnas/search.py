@@ -1,0 +1,288 @@
+"""The search in a supernet: PARSEC's procedure with FP-NAS's adaptive sampling and coarse-to-fine distribution.
+
+A step draws K architectures from P(A | alpha). Each computes the likelihood of a batch of the second half of the
+images; that gives the importance weights, with which alpha takes a step of Adam (equation 7), and the weights a step of
+SGD on a batch of the first half: the gradient of log P(y | X, w, alpha) is the importance-weighted sum of the
+architectures' gradients. During the warm-up alpha stays as it is, and every architecture counts the same.
+
+A step's random draws are keyed by (seed, purpose, step): a search that was cut after an epoch goes on bit for bit.
+Architectures are computed one after another, so a step holds one at a time. Ranks share them out: all see the same
+batches and draw the same architectures, each computes every size-th of them, and what they find is summed.
+
+K architectures a step, V variables.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pynas.data.batches import Batch, Data
+from pynas.fpnas.config import SupernetConfig
+from pynas.fpnas.distribution import Distribution
+from pynas.fpnas.estimator import alpha_loss, cost_aware_weights, hinge, importance_weights, sample_count
+from pynas.fpnas.supernet import Supernet
+from pynas.randomness import derive_seed, generator
+from pynas.space.architecture import Architecture
+from pynas.space.space import Space
+from pynas.train.world import World
+
+logger = logging.getLogger(__name__)
+
+NEGLIGIBLE = 1e-6
+"""An architecture of a smaller importance weight is not trained: its gradient would not be seen in float32's sum."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is told of an epoch of the search (Figures 3 and 4)."""
+
+    epoch: int  # from 1
+    entropy: float  # of the distribution after it, nats
+    samples: int  # architectures drawn in it
+    dropped: int  # of them, for a likelihood or a gradient that was not finite
+    loss: float  # mean cross-entropy of the architectures that trained, nats an image
+    costs: dict[str, float]  # mean over the architectures drawn
+    accuracy: float  # of the mode, with the supernet's weights, on the second half
+
+
+class Search:
+    """A search with all that it carries from step to step.
+
+    targets: upper bounds on costs by name, in the costs' units. `steps_per_epoch` is that of the first half.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        config: SupernetConfig,
+        targets: Mapping[str, float],
+        *,
+        steps_per_epoch: int,
+        seed: int,
+        device: torch.device,
+        world: World | None = None,
+    ) -> None:
+        self.space, self.config, self.targets = space, config, dict(targets)
+        self.steps_per_epoch, self.seed, self.device = steps_per_epoch, seed, device
+        self.world = world or World()
+        self.supernet = Supernet(space, seed=derive_seed(seed, "supernet")).to(device)
+        self.optimizer = torch.optim.SGD(_groups(self.supernet, config), config.lr, config.momentum)
+        start = Distribution.joint if config.distribution == "joint" else Distribution.factorised
+        self._learn(start(space))
+        self.step = 0
+        self._architectures: dict[bytes, Architecture] = {}
+
+    def _learn(self, distribution: Distribution) -> None:
+        """Go on with another distribution. Adam's moments belong to the old one's alpha and are left behind."""
+        self.distribution = distribution
+        self.alpha_optimizer = torch.optim.Adam([distribution.alpha], self.config.alpha_lr)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def warming_up(self) -> bool:
+        return self.epoch < self.config.warmup_epochs
+
+    @property
+    def lr(self) -> float:
+        """SGD's rate in the next step."""
+        return self.config.lr * 0.5 * (1 + math.cos(math.pi * self.step / (self.config.epochs * self.steps_per_epoch)))
+
+    def run_epoch(self, first_half: Data, second_half: Data) -> Epoch:
+        """One epoch: the batches of `train_batches` of both; returns what is told of it."""
+        config, epoch = self.config, self.epoch
+        if config.distribution == "mixed" and epoch == config.theta:
+            self._learn(self.distribution.to_joint())
+        losses: list[float] = []
+        costs: dict[str, list[float]] = {}
+        samples = dropped = 0
+        for batch, held_out in zip(first_half.train_batches(epoch), _endless(second_half, epoch), strict=False):
+            drawn = self.update(batch, held_out)
+            samples, dropped = samples + drawn.count, dropped + drawn.dropped
+            losses += drawn.losses
+            for name, values in drawn.costs.items():
+                costs.setdefault(name, []).extend(values.tolist())
+        return Epoch(
+            epoch=epoch + 1,
+            entropy=self.distribution.entropy(),
+            samples=samples,
+            dropped=dropped,
+            loss=float(np.mean(losses)) if losses else math.nan,
+            costs={name: float(np.mean(values)) for name, values in costs.items()},
+            accuracy=self.accuracy(self.distribution.mode(), second_half.validation_batches()),
+        )
+
+    # one step -------------------------------------------------------------------------------------------------------
+
+    def update(self, batch: Batch, held_out: Batch) -> Drawn:
+        """One step on a batch of each half."""
+        count = sample_count(self.config, self.distribution.entropy())
+        genomes = self.distribution.sample(count, generator(self.seed, "architectures", self.step))
+        costs = self.space.costs(genomes)
+        likelihood = None
+        if self.warming_up:
+            importance = torch.full((count,), 1 / count, dtype=torch.float64)
+        else:
+            likelihood = self.log_likelihoods(genomes, held_out)
+            importance = importance_weights(likelihood, self.config.temperature)
+            self._tell_dropped(~torch.isfinite(likelihood), "likelihood")
+            self._update_alpha(genomes, importance, hinge(costs, self.targets))
+        losses = self._update_weights(genomes, importance, batch)
+        self.step += 1
+        dropped = losses.count(math.inf) + (0 if likelihood is None else int((~torch.isfinite(likelihood)).sum()))
+        return Drawn(count, dropped, [loss for loss in losses if math.isfinite(loss)], costs)
+
+    @torch.no_grad()
+    def log_likelihoods(self, genomes: NDArray[np.uint8], batch: Batch) -> Tensor:
+        """log P(y | X, w, A_k) of a batch, float64 (K,): over its images the sum or the mean, as configured."""
+        found = [0.0] * len(genomes)
+        for k in self._mine(len(genomes)):
+            logits = self.supernet(batch.images, self.architecture(genomes[k])).double()
+            found[k] = -float(functional.cross_entropy(logits, batch.labels, reduction=self.config.likelihood))
+        return torch.tensor(self.world.sum(found), dtype=torch.float64)
+
+    def _update_alpha(self, genomes: NDArray[np.uint8], importance: Tensor, costs: NDArray[np.float64]) -> None:
+        if not importance.any():
+            return
+        self.alpha_optimizer.zero_grad()
+        alpha_loss(self.distribution, genomes, cost_aware_weights(importance, costs, self.config.beta)).backward()
+        self.alpha_optimizer.step()
+
+    def _update_weights(self, genomes: NDArray[np.uint8], importance: Tensor, batch: Batch) -> list[float]:
+        """A step of SGD; the losses of the architectures that took part, infinite for those that were dropped."""
+        chosen = [k for k in range(len(genomes)) if importance[k] > NEGLIGIBLE]
+        gradients: dict[str, Tensor] = {}
+        losses = [0.0] * len(chosen)
+        for i in self._mine(len(chosen)):
+            losses[i] = self._add_gradients(genomes[chosen[i]], float(importance[chosen[i]]), batch, gradients)
+        losses = self.world.sum(losses)
+        self._tell_dropped(~torch.isfinite(torch.tensor(losses)), "gradient")
+        if any(map(math.isfinite, losses)):
+            self._descend(gradients, [genomes[k] for k in chosen])
+        return losses
+
+    def _add_gradients(
+        self, genome: NDArray[np.uint8], weight: float, batch: Batch, gradients: dict[str, Tensor]
+    ) -> float:
+        """Add an architecture's gradients, times its weight, to `gradients`; returns its loss. Where anything is not
+        finite nothing is added, and the loss is infinite.
+        """
+        network, names = self.supernet.path(self.architecture(genome))
+        leaves = [self.supernet.weights[name] for name in names]
+        logits = network(self.supernet.scaled(batch.images, self.architecture(genome))).float()
+        loss = functional.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
+        found = torch.autograd.grad(loss, leaves)
+        if not math.isfinite(float(loss.detach())) or not torch.stack(torch._foreach_norm(found)).isfinite().all():
+            return math.inf
+        for name, gradient in zip(names, found, strict=True):
+            if name in gradients:
+                gradients[name].add_(gradient, alpha=weight)
+            else:
+                gradients[name] = gradient.mul_(weight)
+        return float(loss.detach())
+
+    def _descend(self, gradients: dict[str, Tensor], genomes: Sequence[NDArray[np.uint8]]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.world.size > 1:
+            names = sorted({name for genome in genomes for name in self.supernet.path(self.architecture(genome))[1]})
+            weights = [self.supernet.weights[name] for name in names]
+            parts = [gradients.get(name, torch.zeros_like(w)) for name, w in zip(names, weights, strict=True)]
+            flat = torch.cat([part.flatten() for part in parts])
+            self.world.sum_tensor(flat)
+            sums = [part.view_as(w) for part, w in zip(flat.split([w.numel() for w in weights]), weights, strict=True)]
+            gradients = dict(zip(names, sums, strict=True))
+        for name, gradient in gradients.items():
+            self.supernet.weights[name].grad = gradient
+        if self.config.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), self.config.gradient_clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.optimizer.step()
+
+    def _mine(self, count: int) -> range:
+        """Which of `count` architectures this rank computes."""
+        return range(self.world.rank, count, self.world.size)
+
+    def _tell_dropped(self, which: Tensor, what: str) -> None:
+        if which.any() and self.world.first:
+            logger.warning(
+                "step %d: %d of %d architectures dropped: their %s is not finite",
+                *(self.step, int(which.sum()), len(which), what),
+            )
+
+    # what is found --------------------------------------------------------------------------------------------------
+
+    def architecture(self, genome: NDArray[np.uint8]) -> Architecture:
+        key = genome.tobytes()
+        if key not in self._architectures:
+            if len(self._architectures) >= 1024:
+                self._architectures.clear()
+            self._architectures[key], _ = self.space.decode(genome)
+        return self._architectures[key]
+
+    @torch.no_grad()
+    def accuracy(self, genome: NDArray[np.uint8], batches: Iterable[Batch]) -> float:
+        """Of one architecture with the supernet's weights, in [0, 1]; batch-norm by each batch's own statistics."""
+        right = images = 0
+        for batch in batches:
+            logits = self.supernet(batch.images, self.architecture(genome))
+            right += int((logits.argmax(1) == batch.labels).sum())
+            images += len(batch.labels)
+        return right / images
+
+    # state ----------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, with which a `Search` made in the same way goes on bit for bit."""
+        return {
+            "step": self.step,
+            "supernet": self.supernet.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "distribution": {"factors": [[*f] for f in self.distribution.factors], "alpha": self.distribution.alpha},
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.supernet.load_state_dict(state["supernet"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._learn(Distribution(self.space, **state["distribution"]))
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.step = state["step"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a step drew: how many architectures, how many of them were dropped, the losses of those that trained, and
+    the costs of all.
+    """
+
+    count: int
+    dropped: int
+    losses: list[float]
+    costs: dict[str, NDArray[np.int64]]
+
+
+def _endless(data: Data, epoch: int) -> Iterator[Batch]:
+    """Batches of an epoch, and should it be shorter than the other half's, of as many more as are asked for."""
+    for again in range(1 << 30):
+        yield from data.train_batches(epoch + again * (1 << 32))
+
+
+def _groups(supernet: Supernet, config: SupernetConfig) -> list[dict[str, Any]]:
+    """Convolutions and linear layers with weight decay, biases and batch-norms without."""
+    decayed = [p for p in supernet.parameters() if p.dim() > 1]
+    others = [p for p in supernet.parameters() if p.dim() == 1]
+    return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
