@@ -8,11 +8,15 @@ memory, so that copying, pickling or saving one of them takes no more than that 
 
 from __future__ import annotations
 
+import math
 import mmap
-from array import array
+import sys
+import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import chain
 from operator import attrgetter, is_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +29,9 @@ ALIGNMENT = 16  # values: a tensor begins at a multiple, 64 bytes in float32 and
 HUGE_PAGE = 1 << 21  # bytes
 CHUNK = 4096  # values that one block of a GPU takes at once
 
+FINITE = sys.float_info.max
+
 _gradient = attrgetter("grad")
-_dtype = attrgetter("dtype")
 
 
 class Arena:
@@ -40,8 +45,8 @@ class Arena:
     weights: float32 (values), the float32 tensors and masters; low: bfloat16 parameters, or None.
     tensors: all that have a place, parameters first; shape and strides of their views are theirs.
 
-    Raises PynasError for tensors on several devices and for parameters that are neither float32 nor bfloat16.
-    Floating buffers of other types are left where they are, in `outside`.
+    Raises PynasError for tensors on several devices or without values, as on the meta device, and for parameters that
+    are neither float32 nor bfloat16. Floating buffers of other types are left where they are, in `outside`.
     """
 
     def __init__(
@@ -67,6 +72,8 @@ class Arena:
         for t in self.tensors:
             if t.device != self.device:
                 raise PynasError(f"Arena: got tensors on {self.device} and {t.device}; allowed: one device")
+            if t.is_meta:
+                raise PynasError("Arena: got a parameter on the meta device; allowed: one with values, as on cpu, cuda")
             if t.dtype not in (torch.float32, torch.bfloat16):
                 raise PynasError(f"Arena: got a parameter of {t.dtype}; allowed: float32, bfloat16")
         self.offsets, self.size = placed(self.tensors)
@@ -75,7 +82,8 @@ class Arena:
         self._group_of = [i for i, group in enumerate(groups) for p in group if p.numel()]
         self._adopt()
         self._gradient_strides = [strides for _, strides in self._shapes[: len(self.parameters)]]
-        self._gradient_dtypes = [parameter.dtype for parameter in self.parameters]
+        self._matrices = [i for i, p in enumerate(self.parameters) if sum(size > 1 for size in p.shape) > 1]
+        self._matrix_strides = [self._gradient_strides[i] for i in self._matrices]
         self._copies: list[Tensor] = []  # of gradients in another order, until the next step
         self.gradients: list[Tensor] = []
         if gradient_views:
@@ -95,10 +103,9 @@ class Arena:
                     assert self.low is not None
                     view = view_of(self.low, place, t.shape, strides_of(t)).copy_(t)
                 t.data = view
-        self._addresses = list(map(Tensor.data_ptr, self.parameters))
-        self._ends = (self.tensors[0], self.tensors[-1])
-        self._end_addresses = [t.data_ptr() for t in self._ends]
-        self.chunks = self._chunks().to(self.device)
+        self._nothing = torch.empty(0, device=self.device)
+        self._watch = Watch(tensors=self.tensors)
+        self.chunks = self._chunks(range(len(self.parameters)), [0] * len(self.parameters)).to(self.device)
 
     def _lay_out_gradients(self) -> None:
         self.flat_gradients = {
@@ -113,7 +120,11 @@ class Arena:
             view_of(self.flat_gradients[p.dtype], next(places[p.dtype]), *shape)
             for p, shape in zip(self.parameters, self._shapes)
         ]
-        self._gradient_table = self._table(list(map(Tensor.data_ptr, self.gradients)))
+        # With these a kernel is given the flat gradients alone: a list of all takes longer to hand over.
+        first = {dtype: flat.data_ptr() for dtype, flat in self.flat_gradients.items()}
+        starts = [(g.data_ptr() - first[g.dtype]) // g.itemsize for g in self.gradients]
+        rows = [list(first).index(g.dtype) for g in self.gradients]
+        self._view_chunks = self._chunks(rows, starts).to(self.device)
         self.zero_gradients()
 
     def zero_gradients(self) -> None:
@@ -134,36 +145,34 @@ class Arena:
         return [view_of(flat, offset, *shape) for offset, shape in zip(self.offsets, self._shapes)]
 
     def in_place(self) -> bool:
-        """Whether all parameters are where the arena put them: not moved to another device, dtype or memory since.
+        """Whether all tensors are as the arena put them: of the same device, dtype, memory, shape and strides."""
+        return self._watch.undisturbed()
 
-        Of buffers the first or the last is asked, which any `Module.to` moves along with the rest.
-        """
-        return (
-            list(map(Tensor.data_ptr, self.parameters)) == self._addresses
-            and [t.data_ptr() for t in self._ends] == self._end_addresses
-        )
+    def chunks_and_gradients(self) -> tuple[Tensor, list[Tensor]]:
+        """What a kernel is given: the chunks, and of this moment the gradients that they number.
 
-    def gradient_table(self) -> Tensor:
-        """int64 (parameters): where each parameter's gradient of this moment begins, 0 for none.
-
-        Gradients whose values are in another order than their parameter's are copied. Raises PynasError for a sparse
-        one.
+        A gradient's values are in its parameter's order; it is copied where they were not, and empty where there is
+        none. Raises PynasError for a sparse one and for one of another dtype.
         """
         gradients = list(map(_gradient, self.parameters))
         if self.gradients and all(map(is_, gradients, self.gradients)):
-            return self._gradient_table
+            return self._view_chunks, list(self.flat_gradients.values())
         self._copies.clear()
-        try:
-            alike = list(map(Tensor.stride, gradients)) == self._gradient_strides
-            if alike and list(map(_dtype, gradients)) == self._gradient_dtypes:
-                return self._table(list(map(Tensor.data_ptr, gradients)))
-        except (TypeError, AttributeError, RuntimeError):
-            pass  # one is None or sparse
-        return self._table([self._address(i, gradient) for i, gradient in enumerate(gradients)])
+        # Those of one row of values are in its order, if without gaps; these and other dtypes the kernel refuses.
+        if set(map(type, gradients)) == {Tensor}:
+            with suppress(RuntimeError):  # of a sparse one
+                if list(map(Tensor.stride, map(gradients.__getitem__, self._matrices))) == self._matrix_strides:
+                    return self.chunks, gradients
+        return self.chunks_and_ordered_gradients()
 
-    def _address(self, index: int, gradient: Tensor | None) -> int:
+    def chunks_and_ordered_gradients(self) -> tuple[Tensor, list[Tensor]]:
+        """The same with every gradient looked at."""
+        self._copies.clear()
+        return self.chunks, [self._ordered(i, gradient) for i, gradient in enumerate(map(_gradient, self.parameters))]
+
+    def _ordered(self, index: int, gradient: Tensor | None) -> Tensor:
         if gradient is None:
-            return 0
+            return self._nothing
         if gradient.layout != torch.strided:
             raise PynasError(f"gradient of a parameter is {gradient.layout}; allowed: dense gradients")
         parameter, strides = self.parameters[index], self._gradient_strides[index]
@@ -174,15 +183,59 @@ class Arena:
             copy = torch.empty_strided(parameter.shape, strides, dtype=gradient.dtype, device=self.device)
             gradient = copy.copy_(gradient)
             self._copies.append(copy)
-        return gradient.data_ptr()
+        return gradient
 
-    def _table(self, addresses: list[int]) -> Tensor:
-        return address_table(addresses, self.device)
+    def _chunks(self, rows: Iterable[int], starts: Iterable[int]) -> Tensor:
+        others = len(self.tensors) - len(self.parameters)
+        groups = [*self._group_of, *([0] * others)]
+        rows, starts = [*rows, *([-1] * others)], [*starts, *([0] * others)]
+        return chunks(self.tensors, self.offsets, self._low_offsets, rows, groups, starts)
 
-    def _chunks(self) -> Tensor:
-        rows = (i if i < len(self.parameters) else -1 for i in range(len(self.tensors)))
-        groups = [*self._group_of, *([0] * (len(self.tensors) - len(self.parameters)))]
-        return chunks(self.tensors, self.offsets, self._low_offsets, rows, groups)
+
+class Watch:
+    """Notices that a tensor of `modules`, or one of `tensors`, was moved, changed in layout or replaced.
+
+    integers: whether those of other types than floating count too. A module that takes another's place is not noticed.
+    number: by which the library knows the tensors; 0 without it.
+    """
+
+    def __init__(
+        self, modules: Iterable[nn.Module] = (), tensors: Iterable[Tensor] = (), *, integers: bool = False
+    ) -> None:
+        every = [module for root in modules for module in root.modules()]
+        homes: list[Any] = [home for module in every for home in (module._parameters, module._buffers) if home]
+        self._homes: list[dict[str, Tensor | None]] = homes
+        self._integers = integers
+        self._named = self._now()
+        self._kept = [*self._counting(self._named), *tensors]
+        self._places: list[object] = []
+        self.number = 0
+        if library.available():
+            self.number = torch.ops.pynas.watch.default(self._kept)
+            weakref.finalize(self, torch.ops.pynas.unwatch.default, self.number).atexit = False
+        else:
+            self._places = list(map(_place, self._kept))
+
+    def undisturbed(self) -> bool:
+        now = self._now()
+        if len(now) != len(self._named) or not all(map(is_, now, self._named)):
+            before, after = self._counting(self._named), self._counting(now)
+            if len(before) != len(after) or not all(map(is_, before, after)):
+                return False
+            self._named = now
+        if self.number:
+            return torch.ops.pynas.watched_in_place.default(self.number)
+        return list(map(_place, self._kept)) == self._places
+
+    def _now(self) -> list[Tensor | None]:
+        return list(chain.from_iterable(map(dict.values, self._homes)))
+
+    def _counting(self, tensors: list[Tensor | None]) -> list[Tensor]:
+        return [t for t in tensors if t is not None and (self._integers or t.is_floating_point())]
+
+
+def _place(tensor: Tensor) -> object:
+    return tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
 
 def chunks(
@@ -191,20 +244,27 @@ def chunks(
     low_offsets: Iterable[int],
     rows: Iterable[int],
     groups: Iterable[int],
+    starts: Iterable[int],
 ) -> Tensor:
     """int64 (chunks, 6): what lies where; for the columns see ArenaChunk in csrc/kernels/cpu/arena.hpp."""
     found = [
-        (offset + start, low + start if low >= 0 else -1, start, min(CHUNK, t.numel() - start), row, group)
-        for t, offset, low, row, group in zip(tensors, offsets, low_offsets, rows, groups)
+        (offset + start, low + start if low >= 0 else -1, first + start, min(CHUNK, t.numel() - start), row, group)
+        for t, offset, low, row, group, first in zip(tensors, offsets, low_offsets, rows, groups, starts)
         for start in range(0, t.numel(), CHUNK)
     ]
     return torch.tensor(found, dtype=torch.int64).reshape(-1, 6)
 
 
-def address_table(addresses: list[int], device: torch.device) -> Tensor:
-    """int64 (tensors). On a GPU the copy there is in the current stream, and nothing waits for it."""
-    table = torch.frombuffer(array("q", addresses or [0]), dtype=torch.int64)
-    return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
+def checked_rate(what: str, value: Any, most: float = 1.0) -> float:
+    """The number, if it is from 0 to `most`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):  # torch's, of a tensor of several
+        number = math.nan
+    if not 0.0 <= number <= most:
+        allowed = f"from 0 to {most:g}" if most < FINITE else "a finite number of at least 0"
+        raise PynasError(f"{what} is {value}; allowed: {allowed}")
+    return number
 
 
 def zeros(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -251,6 +311,9 @@ def view_of(flat: Tensor, offset: int, shape: torch.Size, strides: tuple[int, ..
 
 def _fake(*arguments: object) -> None:
     """The operators write to arguments and return nothing."""
+    given = [x for a in arguments for x in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(x, Tensor)]
+    if len({t.device.type for t in given}) > 1:  # one on the meta device brings a real call here
+        raise RuntimeError(f"pynas: arguments are on {sorted({str(t.device) for t in given})}; allowed: one device")
 
 
 if library.available():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from operator import is_
 
 import torch
 from torch import Tensor, nn
 
 from pynas.errors import PynasError
 from pynas.ops import reference_arena
-from pynas.ops.arena import address_table, chunks, floats, has_kernels, placed, strides_of, view_of, zeros
+from pynas.ops.arena import Watch, chunks, floats, has_kernels, placed, strides_of, view_of, zeros
 
 
 def ema_update(averages: Tensor | Sequence[Tensor], values: Tensor | Sequence[Tensor], decay: float) -> None:
@@ -22,8 +21,10 @@ def ema_update(averages: Tensor | Sequence[Tensor], values: Tensor | Sequence[Te
     flat tensors of an `Arena`. Sequences are torch's grouped operation; `ModelEma` is the faster way there. No gradient
     flows, and autocast changes nothing.
 
-    Raises PynasError for another number of tensors and for other shapes or devices.
+    Raises PynasError for a decay outside [0, 1], for another number of tensors, for other shapes or devices, and for
+    averages that are not floating.
     """
+    _checked_decay("ema_update", decay)
     if isinstance(averages, Tensor) or isinstance(values, Tensor):
         if not (isinstance(averages, Tensor) and isinstance(values, Tensor)):
             raise PynasError("ema_update: got a tensor and a sequence; allowed: two tensors, or two sequences of them")
@@ -36,6 +37,8 @@ def ema_update(averages: Tensor | Sequence[Tensor], values: Tensor | Sequence[Te
                 f"ema_update: got an average {tuple(average.shape)} on {average.device} and values "
                 f"{tuple(value.shape)} on {value.device}; allowed: the same shape and device"
             )
+        if not (average.is_floating_point() or average.is_complex()):
+            raise PynasError(f"ema_update: got an average of {average.dtype}; allowed: floating types")
     if len(averages) == 1 and _has_kernel(averages[0], values[0]):
         torch.ops.pynas.ema_update.default(averages[0].detach(), values[0].detach(), decay)
         if not torch.compiler.is_compiling():
@@ -87,7 +90,7 @@ class ModelEma(nn.Module):
 
     def update(self, model: nn.Module) -> None:
         """module <- module + (1 - decay) (model - module)."""
-        self._plan_for(model).update(self.decay)
+        self._plan_for(model).update(_checked_decay("ModelEma", self.decay))
 
     def set(self, model: nn.Module) -> None:
         """module <- model, as at the start."""
@@ -120,34 +123,29 @@ class _Plan:
         self._model = model
         self._fused = has_kernels(values[0].device) if values else False
         self._every = list(zip(averages, values))
-        self._homes, self._names, self._values_at_home = _homes(model)
-        self._addresses = list(map(Tensor.data_ptr, self._values_at_home))
         self._copied = [(a, v) for a, v in rest if not a.is_floating_point()]
         self._others = [(a, v) for a, v in rest if a.is_floating_point()]
-        self._averages = [a for a, _ in fused]
-        self._average_addresses: list[int] = []
         self._flat: Tensor | None = None
         if fused:
-            self._lay_out([v for _, v in fused])
+            self._lay_out([a for a, _ in fused], [v for _, v in fused])
+        self._watch = Watch((average, model), integers=True)
 
-    def _lay_out(self, values: list[Tensor]) -> None:
+    def _lay_out(self, averages: list[Tensor], values: list[Tensor]) -> None:
         offsets, size = placed(values)
         device = values[0].device
         self._flat = zeros(size, torch.float32, device)
-        for a, v, offset in zip(self._averages, values, offsets):
+        for a, v, offset in zip(averages, values, offsets):
             a.data = view_of(self._flat, offset, v.shape, v.stride()).copy_(a)
         lows = [0 if v.dtype == torch.bfloat16 else -1 for v in values]
-        self._chunks = chunks(values, offsets, lows, range(len(values)), [0] * len(values)).to(device)
-        self._values = address_table([v.data_ptr() for v in values], device)
-        self._average_addresses = [a.data_ptr() for a in self._averages]
+        zero = [0] * len(values)
+        self._chunks = chunks(values, offsets, lows, range(len(values)), zero, zero).to(device)
+        self._values = Watch(tensors=values)
 
     def holds(self, model: nn.Module) -> bool:
         """Whether model and average are where they were."""
         return (
             model is self._model
-            and all(map(is_, map(dict.get, self._homes, self._names), self._values_at_home))
-            and list(map(Tensor.data_ptr, self._values_at_home)) == self._addresses
-            and list(map(Tensor.data_ptr, self._averages)) == self._average_addresses
+            and self._watch.undisturbed()
             and (not self._every or has_kernels(self._every[0][1].device) == self._fused)
         )
 
@@ -159,24 +157,12 @@ class _Plan:
     @torch.no_grad()
     def update(self, decay: float) -> None:
         if self._flat is not None:
-            torch.ops.pynas.ema_update_from.default(self._flat, self._chunks, self._values, decay)
+            torch.ops.pynas.ema_update_from.default(self._flat, self._chunks, self._values.number, decay)
         for a, v in self._copied:
             a.copy_(v)
         if self._others:
             values = [v.to(a.device) for a, v in self._others]
             reference_arena.ema_update([a for a, _ in self._others], values, decay)
-
-
-def _homes(model: nn.Module) -> tuple[list[dict[str, Tensor]], list[str], list[Tensor]]:
-    """The dictionaries of modules that hold the model's tensors, the names there, and the tensors."""
-    places = [
-        (home, name, tensor)
-        for module in model.modules()
-        for home in (module._parameters, module._buffers)
-        for name, tensor in home.items()
-        if tensor is not None
-    ]
-    return [home for home, _, _ in places], [name for _, name, _ in places], [tensor for _, _, tensor in places]  # type: ignore[misc]
 
 
 def _fits(average: Tensor, value: Tensor) -> bool:

@@ -6,7 +6,7 @@ the other's `state_dict`. All lies in an `Arena`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from inspect import unwrap
 from typing import Any, ClassVar, overload
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pynas.errors import PynasError
 from pynas.ops import reference_arena
-from pynas.ops.arena import Arena, floats, has_kernels
+from pynas.ops.arena import FINITE, Arena, Watch, checked_rate, floats, has_kernels
 
 MASTER = "master"
 
@@ -30,11 +30,15 @@ class _FusedOptimizer(torch.optim.Optimizer):
     step by average <- average_decay average + (1 - average_decay) value, and are float32 from now on.
     gradient_views: see `Arena`; `zero_grad` then sets gradients to zero, never to None.
 
-    What moves parameters (`Module.to`, `p.data = `) is noticed in the next step, which lays all out anew.
-    Raises PynasError for parameters that an arena does not take and for an average of another structure.
+    What moves or replaces tensors of parameters, module or average (`Module.to`, `p.data = `,
+    `load_state_dict(assign=True)`, a new buffer by an old name) is noticed in the next step, which lays all out anew;
+    a module by an old name is not.
+    Raises PynasError for parameters that an arena does not take, for an average of another structure, and, in a step
+    too, for rates outside their range and for a module whose parameters are no longer the optimizer's.
     """
 
     initial: ClassVar[dict[str, float]]  # the state's names and initial values, in the kernel's order
+    rates: ClassVar[dict[str, float]]  # a group's, each from 0 to this, in the kernel's order
 
     add_param_group_of_torch = unwrap(torch.optim.Optimizer.add_param_group)
     load_state_dict_of_torch = unwrap(torch.optim.Optimizer.load_state_dict)
@@ -52,7 +56,12 @@ class _FusedOptimizer(torch.optim.Optimizer):
     ) -> None:
         if (module is None) != (average is None):
             raise PynasError("optimizer: got one of module and average; allowed: both or none")
-        self._module, self._average, self.average_decay = module, average, average_decay
+        if module is not None and average is not None:
+            shared = len(set(map(id, floats(module))) & set(map(id, floats(average))))
+            if shared or average is module:
+                raise PynasError(f"optimizer: average has {shared} tensors of module's; allowed: a copy of module")
+        self._module, self._average = module, average
+        self.average_decay = checked_rate("optimizer: average_decay", average_decay)
         self._gradient_views = gradient_views
         self._arena: Arena | None = None
         super().__init__(params, defaults)
@@ -62,10 +71,11 @@ class _FusedOptimizer(torch.optim.Optimizer):
 
     @property
     def arena(self) -> Arena:
-        """Where all lies; laid out anew if a parameter has been moved out of it."""
-        if self._arena is None or not self._arena.in_place():
+        """Where all lies; laid out anew where one of its tensors, or of the average's, was moved or replaced."""
+        arena = self._arena
+        if arena is None or not (arena.in_place() if self._watch is None else self._watch.undisturbed()):
             return self._lay_out()
-        return self._arena
+        return arena
 
     def _lay_out(self) -> Arena:
         """A new arena with the present values of parameters, state and average, wherever these are."""
@@ -88,6 +98,7 @@ class _FusedOptimizer(torch.optim.Optimizer):
             if p in self._views:
                 self.state[p] = self._views[p]
         self._without_state = [p for p in arena.parameters if p not in self.state]
+        self._watch: Watch | None = None  # of all that the average depends on; without one the arena's own does
         self._flat_average: Tensor | None = None
         self._outside: tuple[list[Tensor], list[Tensor]] = ([], [])
         if self._average is not None:
@@ -100,6 +111,8 @@ class _FusedOptimizer(torch.optim.Optimizer):
         values, averages = floats(self._module), floats(average)
         if [v.shape for v in values] != [a.shape for a in averages]:
             raise PynasError("optimizer: average is a module of other parameters or buffers; allowed: a copy of module")
+        if any(a.is_meta for a in averages):
+            raise PynasError("optimizer: average has a tensor on the meta device; allowed: a copy of module")
         follows = dict(zip(map(id, values), averages))
         missing = sum(id(p) not in follows for p in arena.parameters)
         if missing:
@@ -110,6 +123,7 @@ class _FusedOptimizer(torch.optim.Optimizer):
                 mean = follows[id(value)]
                 mean.data = place.copy_(mean)
         self._outside = ([follows[id(value)] for value in arena.outside], arena.outside)
+        self._watch = Watch((self._module, average))
 
     # --- torch.optim.Optimizer ---
 
@@ -124,11 +138,17 @@ class _FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        rates = [self._rates(group) for group in self.param_groups]
+        checked_rate("optimizer: average_decay", self.average_decay)
         arena = self.arena
         if self._without_state:
             self._begin_states()
         if has_kernels(arena.device):
-            self._fused_step(arena)
+            of_all = [rate for of_group in rates for rate in of_group]
+            try:
+                self._fused_step(arena, of_all, arena.chunks_and_gradients())
+            except RuntimeError:  # of a gradient with gaps or of another dtype, before anything was changed
+                self._fused_step(arena, of_all, arena.chunks_and_ordered_gradients())
             torch.autograd.graph.increment_version(arena.parameters)
         else:
             self._reference_step(arena)
@@ -142,7 +162,10 @@ class _FusedOptimizer(torch.optim.Optimizer):
                 self.state[p] = self._views[p]
         self._without_state = [p for p in self._without_state if p not in self.state]
 
-    def _fused_step(self, arena: Arena) -> None:
+    def _rates(self, group: Mapping[str, Any], where: str = "optimizer") -> list[float]:
+        return [checked_rate(f"{where}: {name}", group.get(name), most) for name, most in self.rates.items()]
+
+    def _fused_step(self, arena: Arena, rates: list[float], gradients: tuple[Tensor, list[Tensor]]) -> None:
         raise NotImplementedError
 
     def _reference_update(
@@ -177,23 +200,29 @@ class _FusedOptimizer(torch.optim.Optimizer):
             self.zero_grad_of_torch(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self._rates({**self.defaults, **param_group})
         self.add_param_group_of_torch(param_group)
         self._arena = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Also that of the optimizer in pynas/train/optimizer.py. State is copied into the arena, in float32.
 
-        Raises ValueError for other groups, PynasError for state of other shapes.
+        Raises ValueError for other groups, PynasError for state of other shapes and rates outside their range; all is
+        as it was then.
         """
-        self.load_state_dict_of_torch({**state_dict, "state": {}})
-        given = state_dict["state"]
-        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for number, p in zip(saved, params):
-            if number in given:
-                for name in self.initial:
-                    _check(p.shape, given[number].get(name), f"load_state_dict: state {name!r}")
-                self.state[p] = dict(given[number])
+        given, groups = state_dict["state"], state_dict["param_groups"]
+        new: dict[Tensor, dict[str, Any]] = {}
+        if [len(group["params"]) for group in groups] == [len(group["params"]) for group in self.param_groups]:
+            for group, mine in zip(groups, self.param_groups):
+                self._rates(group, "load_state_dict")
+                for number, p in zip(group["params"], mine["params"]):
+                    if number in given:
+                        new[p] = dict(given[number])
+                        for name in (*self.initial, *({MASTER} & new[p].keys())):
+                            _check(p.shape, new[p].get(name), f"load_state_dict: state {name!r}")
+        self.load_state_dict_of_torch({**state_dict, "state": {}})  # refuses other groups
+        for p, state in new.items():
+            self.state[p] = state
         self._lay_out()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -209,6 +238,7 @@ class RMSpropEMA(_FusedOptimizer):
     """RMSProp as TensorFlow defines it; see RMSPropTF in pynas/train/optimizer.py, and the base class for the rest."""
 
     initial: ClassVar = {"square_average": 1.0, "momentum": 0.0}
+    rates: ClassVar = {"lr": FINITE, "weight_decay": FINITE, "momentum": 1.0, "decay": 1.0, "eps": FINITE}
 
     def __init__(
         self,
@@ -227,13 +257,11 @@ class RMSpropEMA(_FusedOptimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay, "eps": eps}
         super().__init__(params, defaults, module, average, average_decay, gradient_views)
 
-    def _fused_step(self, arena: Arena) -> None:
-        groups = [float(g[k]) for g in self.param_groups for k in ("lr", "weight_decay", "momentum", "decay", "eps")]
+    def _fused_step(self, arena: Arena, rates: list[float], gradients: tuple[Tensor, list[Tensor]]) -> None:
         squares, momentum = self._flat_state
         torch.ops.pynas.rmsprop_ema_step.default(
-            arena.weights, squares, momentum, self._flat_average, arena.low, arena.chunks, arena.gradient_table(),
-            groups, self.average_decay,
-        )  # fmt: skip
+            arena.weights, squares, momentum, self._flat_average, arena.low, *gradients, rates, self.average_decay
+        )
 
     def _reference_update(
         self, weights: list[Tensor], gradients: list[Tensor], state: list[list[Tensor]], group: dict[str, Any]
@@ -245,6 +273,7 @@ class SGDEMA(_FusedOptimizer):
     """Heavy-ball momentum, as SGD in pynas/train/optimizer.py; see the base class for the rest."""
 
     initial: ClassVar = {"momentum_buffer": 0.0}
+    rates: ClassVar = {"lr": FINITE, "weight_decay": FINITE, "momentum": 1.0}
 
     def __init__(
         self,
@@ -261,12 +290,11 @@ class SGDEMA(_FusedOptimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults, module, average, average_decay, gradient_views)
 
-    def _fused_step(self, arena: Arena) -> None:
-        groups = [v for g in self.param_groups for v in (float(g["lr"]), g["weight_decay"], g["momentum"], 0.0, 0.0)]
+    def _fused_step(self, arena: Arena, rates: list[float], gradients: tuple[Tensor, list[Tensor]]) -> None:
+        groups = [rate for i in range(0, len(rates), 3) for rate in (*rates[i : i + 3], 0.0, 0.0)]
         torch.ops.pynas.sgd_ema_step.default(
-            arena.weights, self._flat_state[0], self._flat_average, arena.low, arena.chunks, arena.gradient_table(),
-            groups, self.average_decay,
-        )  # fmt: skip
+            arena.weights, self._flat_state[0], self._flat_average, arena.low, *gradients, groups, self.average_decay
+        )
 
     def _reference_update(
         self, weights: list[Tensor], gradients: list[Tensor], state: list[list[Tensor]], group: dict[str, Any]

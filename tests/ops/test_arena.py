@@ -8,13 +8,14 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pynas.errors import PynasError
-from pynas.ops.arena import Arena
+from pynas.ops.arena import Arena, Watch
 from pynas.ops.library import available
 
 FOLDER = Path(__file__).parent
@@ -86,8 +87,11 @@ def test_state_dicts_go_in_and_out() -> None:
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters()))
 
 
-@pytest.mark.parametrize("move", ["dtype", "data", "swap"])
-def test_a_move_is_noticed(move: str) -> None:
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("move", ["dtype", "data", "swap", "strides", "buffer"])
+def test_a_move_is_noticed(move: str, library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not library:
+        monkeypatch.setattr("pynas.ops.library.available", lambda: False)
     module = network()
     arena = Arena(module)
     assert arena.in_place()
@@ -95,6 +99,10 @@ def test_a_move_is_noticed(move: str) -> None:
         module.to(torch.bfloat16)
     elif move == "data":
         module[2].bias.data = torch.zeros(5)
+    elif move == "strides":
+        module[2].weight.data = module[2].weight.data.flatten()[:25].view(5, 5, 1, 1).transpose(0, 1)
+    elif move == "buffer":
+        module[1].running_var.data = torch.ones(7)
     else:
         a, b = module[1].weight, module[1].bias
         a.data, b.data = b.data, a.data
@@ -131,6 +139,9 @@ def test_other_types_and_devices_are_refused() -> None:
         Arena(None, [[nn.Parameter(torch.zeros(3, dtype=torch.float64))]])
     with pytest.raises(PynasError, match="tensors on cpu and meta; allowed: one device"):
         Arena(None, [[nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3, device="meta"))]])
+    for place in ([nn.Parameter(torch.zeros(3, device="meta"))], list(nn.Linear(2, 2, device="meta").parameters())):
+        with pytest.raises(PynasError, match="a parameter on the meta device; allowed: one with values"):
+            Arena(None, [place])
     with pytest.raises(PynasError, match="neither a module nor groups"):
         Arena()
     with pytest.raises(PynasError, match="no parameter with a value"):
@@ -149,21 +160,17 @@ def test_a_sparse_gradient_is_refused() -> None:
     arena = Arena(module)
     module(torch.tensor([1])).sum().backward()
     with pytest.raises(PynasError, match="allowed: dense gradients"):
-        arena.gradient_table()
+        arena.chunks_and_gradients()
 
 
-def step_arguments() -> list[Tensor | list[float] | float | None]:
-    arena = Arena(network(), gradient_views=True)
+def step_arguments(views: bool = False) -> list[Any]:
+    module = network()
+    arena = Arena(module, gradient_views=views)
     for p in arena.parameters:
-        assert p.grad is not None
-        p.grad.fill_(0.5)
-    keep.append(arena)
+        p.grad = torch.full_like(p, 0.5) if p.grad is None else p.grad.fill_(0.5)
     groups = [0.1, 0.01, 0.9, 0.9, 1e-3]
     flats = [arena.flat(v) for v in (1.0, 0.0, 0.25)]
-    return [arena.weights, *flats, None, arena.chunks, arena.gradient_table(), groups, 0.9]
-
-
-keep: list[Arena] = []  # whose gradients the steps' tables point at
+    return [arena.weights, *flats, None, *arena.chunks_and_gradients(), groups, 0.9]
 
 
 @pytest.mark.skipif(not available(), reason="the library is not built")
@@ -184,15 +191,98 @@ def test_the_operators_pass_torchs_checks() -> None:
         (3, torch.zeros(8, dtype=torch.bfloat16), "average is BFloat16"),
         (4, torch.zeros(8), "low is Float; allowed: bfloat16"),
         (5, torch.zeros(3, 5, dtype=torch.int64), r"chunks is \(3, 5\); allowed: \(chunks, 6\)"),
-        (6, torch.zeros(3), "gradients is Float; allowed: int64"),
         (7, [0.1, 0.2], "groups is 2 numbers; allowed: lr, weight_decay"),
     ],
 )
-def test_wrong_arguments_are_refused(place: int, value: Tensor | list[float], message: str) -> None:
+def test_wrong_arguments_are_refused(place: int, value: Any, message: str) -> None:
     arguments = step_arguments()
     arguments[place] = value
     with pytest.raises(RuntimeError, match=f"pynas::rmsprop_ema_step: {message}"):
         torch.ops.pynas.rmsprop_ema_step(*arguments)
+
+
+def resized() -> Tensor:
+    tensor = torch.zeros(7, 3, 3, 3)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+@pytest.mark.skipif(not available(), reason="the library is not built")
+@pytest.mark.parametrize(
+    ("gradient", "message"),
+    [
+        (torch.zeros(7, 3, 3, 3, dtype=torch.int64), r"gradients\[0\] is Long; allowed: float32, bfloat16"),
+        (torch.zeros(7, 3, 3, 6)[..., ::2], r"gradients\[0\] is of shape \(7, 3, 3, 3\) with gaps; allowed: values"),
+        (torch.zeros(1).expand(7, 3, 3, 3), r"gradients\[0\] is of shape .* with gaps"),
+        (torch.zeros(7, 3, 3, 3).to_sparse(), "Could not run 'pynas::"),
+        (resized(), r"gradients\[0\] is without memory; allowed"),
+        (torch.zeros(7, 3, 3, 3, device="meta"), r"arguments are on \['cpu', 'meta'\]; allowed: one device"),
+        (torch.zeros(7, 3, 3, 3, dtype=torch.bfloat16), r"chunks is row 0 of 0 -1 0 189 0 0; allowed: .* their types"),
+        (torch.zeros(188), r"chunks is row 0 of 0 -1 0 189 0 0; allowed: offset, low, start"),
+    ],
+)
+def test_gradients_that_do_not_fit_are_refused(gradient: Tensor, message: str) -> None:
+    arguments = step_arguments()
+    before = arguments[0].clone()
+    arguments[6] = [gradient, *arguments[6][1:]]
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.pynas.rmsprop_ema_step(*arguments)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.pynas.sgd_ema_step(arguments[0], *arguments[2:])
+    assert torch.equal(arguments[0], before)
+
+
+@pytest.mark.skipif(not available(), reason="the library is not built")
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("column", range(6))
+@pytest.mark.parametrize("value", [-2, 10**6, 2**62, 2**63 - 1, -(2**63)])
+def test_chunks_that_point_elsewhere_are_refused(column: int, value: int, views: bool) -> None:
+    arguments = step_arguments(views)
+    before = arguments[0].clone()
+    arguments[5] = arguments[5].clone()
+    arguments[5][1, column] = value
+    if column in (1, 4) and value < 0:  # no bfloat16, no gradient
+        torch.ops.pynas.rmsprop_ema_step(*arguments)
+        return
+    with pytest.raises(RuntimeError, match=r"rmsprop_ema_step: chunks is row [12] of .*; allowed: offset, low, start"):
+        torch.ops.pynas.rmsprop_ema_step(*arguments)
+    assert torch.equal(arguments[0], before)
+
+
+@pytest.mark.skipif(not available(), reason="the library is not built")
+def test_chunks_out_of_order_are_refused() -> None:
+    arguments = step_arguments()
+    arguments[5] = arguments[5].flip(0)
+    with pytest.raises(RuntimeError, match=r"chunks is row 1 of .*; allowed: .* in order of offset"):
+        torch.ops.pynas.rmsprop_ema_step(*arguments)
+
+
+@pytest.mark.skipif(not available(), reason="the library is not built")
+def test_ema_update_from_refuses_what_lies_elsewhere() -> None:
+    average, values = torch.zeros(16), [torch.ones(9), torch.ones(3, dtype=torch.bfloat16)]
+    rows = [[0, -1, 0, 9, 0, 0], [9, 0, 0, 3, 1, 0]]
+    average_from = torch.ops.pynas.ema_update_from
+
+    def update(rows: list[list[int]], values: list[Tensor]) -> None:
+        watch = Watch(tensors=values)
+        average_from(average, torch.tensor(rows), watch.number, 0.5)
+
+    update(rows, values)
+    assert torch.equal(average, torch.tensor([0.5] * 12 + [0.0] * 4))
+    for row in ([0, -1, 0, 10, 0, 0], [0, -1, 0, 3, 1, 0], [0, 0, 0, 9, 0, 0], [8, -1, 0, 9, 0, 0], [0, -1, 1, 9, 0, 0],
+                [0, -1, 0, 9, 2, 0], [0, -1, 0, 9, -1, 0], [0, -1, 0, 0, 0, 0]):  # fmt: skip
+        with pytest.raises(RuntimeError, match="ema_update_from: chunks is row 0 of"):
+            update([row], values)
+    with pytest.raises(RuntimeError, match=r"values\[1\] is Int; allowed: float32, bfloat16"):
+        update(rows, [values[0], values[1].int()])
+    with pytest.raises(RuntimeError, match="chunks is row 1 of 9 0 0 3 1 0"):
+        update(rows, [values[0], torch.zeros(0)])
+    gone = Watch(tensors=values).number
+    for number in (gone, 0, -1, 2**40):
+        with pytest.raises(RuntimeError, match=f"values is {number}; allowed: what pynas::watch returned"):
+            average_from(average, torch.tensor(rows), number, 0.5)
+        with pytest.raises(RuntimeError, match=f"number is {number}; allowed: what pynas::watch returned"):
+            torch.ops.pynas.watched_in_place(number)
 
 
 SCRIPT = """

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 import pynas.ops
 from pynas.errors import PynasError
+from pynas.ops.ema import ModelEma
 from pynas.ops.library import available
 from pynas.ops.optimizer import SGDEMA, RMSpropEMA
 from pynas.train.ema import WeightAverage
@@ -261,8 +264,123 @@ def test_wrong_state_is_refused() -> None:
         optimizer.load_state_dict({**state, "param_groups": []})
 
 
+def test_a_refused_state_changes_nothing() -> None:
+    p = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    optimizer = RMSpropEMA([p], 0.1)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    for change in ({"lr": torch.nan}, {"eps": -1.0}, {"decay": None}, {}):
+        state = copy.deepcopy(before)
+        state["param_groups"][0] |= {"lr": 0.7, **change}
+        state["state"][0]["momentum"] += 1.0
+        if not change:
+            state["state"][0]["master"] = torch.zeros(4)
+        with pytest.raises(PynasError, match=r"load_state_dict: .* is .*; allowed: "):
+            optimizer.load_state_dict(state)
+        assert optimizer.state_dict()["param_groups"] == before["param_groups"]
+        same(states(optimizer), [before["state"][0][name] for name in sorted(before["state"][0])])
+
+
+RATES = [
+    *(("lr", value) for value in (-0.1, torch.nan, torch.inf, None, "much")),
+    *((name, value) for name in ("momentum", "decay") for value in (-0.1, 1.1, torch.nan)),
+    *((name, value) for name in ("eps", "weight_decay") for value in (-0.1, torch.nan, torch.inf)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), RATES)
+@fused_kinds
+def test_rates_out_of_range_are_refused(kind: Any, name: str, value: Any) -> None:
+    p = nn.Parameter(torch.zeros(3))
+    if kind is SGDEMA and name in ("decay", "eps"):
+        return
+    message = f"optimizer: {name} is {value}; allowed: "
+    message += "from 0 to 1" if name in ("momentum", "decay") else "a finite number of at least 0"
+    with pytest.raises(PynasError, match=message):
+        kind([p], **{"lr": 0.1, name: value})
+    with pytest.raises(PynasError, match=message):
+        kind([{"params": [p], name: value}], 0.1)
+    optimizer = kind([p], 0.1)
+    with pytest.raises(PynasError, match=message):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))], name: value})
+    assert len(optimizer.param_groups) == 1
+    p.grad = torch.ones(3)
+    optimizer.param_groups[0][name] = value  # as schedulers do
+    for ops in ("fused", "reference") if available() else ("reference",):
+        with pynas.ops.using(ops), pytest.raises(PynasError, match=message):  # type: ignore[arg-type]
+            optimizer.step()
+    assert not p.any()
+    assert p not in optimizer.state
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, torch.nan])
+def test_an_average_decay_out_of_range_is_refused(value: float) -> None:
+    network = nn.Linear(2, 2)
+    message = f"optimizer: average_decay is {value}; allowed: from 0 to 1"
+    options: Any = {"module": network, "average": copy.deepcopy(network)}
+    with pytest.raises(PynasError, match=message):
+        SGDEMA(network.parameters(), 0.1, **options, average_decay=value)
+    optimizer = SGDEMA(network.parameters(), 0.1, **options)
+    optimizer.average_decay = value
+    with pytest.raises(PynasError, match=message):
+        optimizer.step()
+
+
+@fused_kinds
+def test_a_transposed_parameter_takes_its_gradient_where_it_is_now(kind: Any) -> None:
+    outcomes = []
+    for made in (kind, PLAIN[kind]):
+        p = nn.Parameter(torch.arange(9.0).view(3, 3))
+        optimizer = made([p], 0.1)
+        p.grad = torch.arange(9.0).view(3, 3).square()
+        optimizer.step()
+        p.data = p.data.t()
+        optimizer.step()
+        outcomes.append(p.detach())
+    torch.testing.assert_close(*outcomes)
+
+
+def test_what_is_watched_is_freed() -> None:
+    network = Net()
+    optimizer, average = make(SGDEMA, network)
+    ema = ModelEma(network)
+    steps(network, optimizer, 1)
+    ema.update(network)
+    left = [weakref.ref(t) for t in (network.head.weight, average.head.weight, ema.module.head.weight)]
+    del network, optimizer, average, ema
+    gc.collect()
+    assert [one() for one in left] == [None] * 3
+
+
+def test_a_module_whose_parameters_are_replaced_is_refused() -> None:
+    network: Any = Net()
+    optimizer, _ = make(SGDEMA, network)
+    assigned(network)
+    with pytest.raises(PynasError, match="10 parameters are not the module's; allowed: parameters of module"):
+        optimizer.step()
+
+
+@fused_kinds
+def test_gradients_with_gaps_are_taken(kind: Any) -> None:
+    outcomes = []
+    for gradient in (torch.ones(5), torch.ones(1).expand(5)):
+        p = nn.Parameter(torch.zeros(5))
+        p.grad = gradient
+        kind([p], 0.1).step()
+        outcomes.append([p.detach()])
+    same(*outcomes)
+
+
 def test_wrong_averages_are_refused() -> None:
     network = nn.Linear(3, 2)
+    shared = copy.deepcopy(network)
+    shared.bias = network.bias
+    for average, count in ((network, 2), (nn.Sequential(network), 2), (shared, 1)):
+        with pytest.raises(PynasError, match=f"average has {count} tensors of module's; allowed: a copy of module"):
+            RMSpropEMA(network.parameters(), 0.1, module=network, average=average)
+    with pytest.raises(PynasError, match="average has a tensor on the meta device; allowed: a copy of module"):
+        RMSpropEMA(network.parameters(), 0.1, module=network, average=copy.deepcopy(network).to("meta"))
     with pytest.raises(PynasError, match="both or none"):
         RMSpropEMA(network.parameters(), 0.1, module=network)
     with pytest.raises(PynasError, match="a copy of module"):
@@ -287,6 +405,56 @@ def test_a_moved_parameter_is_laid_out_anew(kind: Any) -> None:
     steps(undisturbed, expected, 1, first=3)
     same(everything(network, average), everything(undisturbed, mean))
     assert optimizer.arena.in_place()
+
+
+def doubled(average: nn.Module) -> None:
+    average.double()
+
+
+def assigned(module: nn.Module) -> None:
+    module.load_state_dict(copy.deepcopy(module.state_dict()), assign=True)
+
+
+def with_a_new_buffer(module: Any) -> None:
+    module.norm.running_mean = module.norm.running_mean.clone()
+
+
+def with_a_new_parameter(module: Any) -> None:
+    module.head.weight = nn.Parameter(module.head.weight.detach().clone())
+
+
+def transposed(module: Any) -> None:
+    module.square.data = module.square.data.t()
+
+
+@fused_kinds
+@pytest.mark.parametrize("ops", [pytest.param("fused", marks=needs_library), "reference"])
+@pytest.mark.parametrize(
+    ("where", "move"),
+    [
+        *((1, move) for move in (doubled, assigned, with_a_new_buffer, with_a_new_parameter, transposed)),
+        *((0, move) for move in (with_a_new_buffer, transposed)),
+    ],
+)
+def test_the_average_follows_after_a_move(kind: Any, ops: Any, where: int, move: Callable[[nn.Module], None]) -> None:
+    """Values stay those of an undisturbed average, that a grouped operation makes."""
+    network: Any = Net()
+    network.square = nn.Parameter(torch.randn(5, 5))
+    expected = copy.deepcopy(network)
+    with pynas.ops.using(ops):
+        optimizer, average = make(kind, network)
+        for i in range(4):
+            if i == 2:
+                move((network, average)[where])
+                if where and move is transposed:
+                    transposed(expected)
+            steps(network, optimizer, 1, first=i)
+            with torch.no_grad():
+                for e, v in zip(expected.state_dict().values(), network.state_dict().values(), strict=True):
+                    e.lerp_(v, 1 - 0.95) if e.is_floating_point() else None
+            for (name, e), a in zip(expected.state_dict().items(), average.state_dict().values(), strict=True):
+                if e.is_floating_point():
+                    torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-7, msg=name)
 
 
 def test_a_change_of_type_keeps_values_and_state() -> None:

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pynas.ops
 from pynas.errors import PynasError
+from pynas.ops.arena import Watch
 from pynas.ops.ema import ModelEma, ema_multi_avg_fn, ema_update
 from pynas.ops.library import available
 
@@ -92,16 +93,30 @@ def test_sequences_other_types_and_orders(kind: Any) -> None:
         (torch.zeros(2), torch.zeros(3), r"got an average \(2,\) on cpu and values \(3,\) on cpu; allowed: the same"),
         (torch.zeros(2), torch.zeros(2, device="meta"), "values .* on meta"),
         (torch.zeros(2), [torch.zeros(2)], "two tensors, or two sequences"),
+        (torch.zeros(2).long(), torch.zeros(2), "got an average of torch.int64; allowed: floating types"),
+        ([torch.zeros(2), torch.zeros(2).bool()], [torch.zeros(2)] * 2, "an average of torch.bool; allowed: floating"),
     ],
 )
 def test_wrong_arguments_are_refused(averages: Any, values: Any, message: str) -> None:
     with pytest.raises(PynasError, match=message):
         ema_update(averages, values, 0.9)
-    for wrong in (-0.1, 1.1):
-        with pytest.raises(PynasError, match=f"decay is {wrong}; allowed: from 0 to 1"):
-            ema_multi_avg_fn(wrong)
-        with pytest.raises(PynasError, match=f"decay is {wrong}"):
-            ModelEma(nn.ReLU(), wrong)
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, torch.nan, torch.inf])
+def test_decays_out_of_range_are_refused(wrong: float) -> None:
+    with pytest.raises(PynasError, match=f"ema_multi_avg_fn: decay is {wrong}; allowed: from 0 to 1"):
+        ema_multi_avg_fn(wrong)
+    with pytest.raises(PynasError, match=f"ModelEma: decay is {wrong}; allowed: from 0 to 1"):
+        ModelEma(nn.ReLU(), wrong)
+    average, model = torch.zeros(2), nn.Linear(2, 2)
+    for given in ((average, torch.ones(2)), ([average], [torch.ones(2)]), ([], [])):
+        with pytest.raises(PynasError, match=f"ema_update: decay is {wrong}; allowed: from 0 to 1"):
+            ema_update(*given, wrong)
+    assert not average.any()
+    ema = ModelEma(model)
+    ema.decay = wrong
+    with pytest.raises(PynasError, match=f"ModelEma: decay is {wrong}"):
+        ema.update(model)
 
 
 @needs_library
@@ -121,7 +136,8 @@ def test_torchs_checks_and_compiler() -> None:
     torch.library.opcheck(torch.ops.pynas.ema_update.default, (random(9), random(9, seed=1), 0.9))
     values = random(9, seed=1)
     chunks = torch.tensor([[0, -1, 0, 9, 0, 0]])
-    arguments = (random(16), chunks, torch.tensor([values.data_ptr()]), 0.9)
+    watch = Watch(tensors=[values])
+    arguments = (random(16), chunks, watch.number, 0.9)
     torch.library.opcheck(torch.ops.pynas.ema_update_from.default, arguments)
     compiled = torch.compile(ema_update, backend="aot_eager", fullgraph=True)
     for tensors in ((random(9), values), ([random(9), random(3)], [values, random(3, seed=2)])):
@@ -209,6 +225,28 @@ def test_model_ema(kind: Any) -> None:
         ema.set(model)
         for a, b in zip(ema.module.state_dict().values(), model.state_dict().values()):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("which", [0, 1])
+def test_model_ema_follows_what_was_replaced(kind: Any, which: int) -> None:
+    with pynas.ops.using(kind):
+        model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        ema, expected = ModelEma(model, 0.9), copy.deepcopy(model)
+        for i in range(5):
+            change(model, i)
+            both = (ema.module, model)
+            if i == 1:
+                both[which][0].weight.data = both[which][0].weight.data.t()  # same memory
+                (expected, model)[which][0].weight.data = (expected, model)[which][0].weight.data.t()
+            if i == 2:
+                both[which].load_state_dict(copy.deepcopy(both[which].state_dict()), assign=True)
+            if i == 3:
+                both[which][1].running_mean = both[which][1].running_mean.clone()
+            ema.update(model)
+            follow(expected, model, 0.9)
+            for a, b in zip(ema.module.state_dict().values(), expected.state_dict().values(), strict=True):
+                assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("kind", ["fused", "reference"])

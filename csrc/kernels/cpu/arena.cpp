@@ -209,7 +209,7 @@ void over_chunks(const ArenaChunk* chunks, int64_t chunk_count, int64_t begin, i
 
 void step(const ArenaStep& step, int64_t begin, int64_t end) {
   over_chunks(step.chunks, step.chunk_count, begin, end, [&](const ArenaChunk& chunk, int64_t start, int64_t count) {
-    const int64_t gradient = chunk.gradient < 0 ? 0 : step.gradients[chunk.gradient];
+    const int64_t gradient = chunk.gradient < 0 ? 0 : step.gradients[chunk.gradient].address;
     if (gradient == 0) {
       if (step.average != nullptr) follow(step, chunk, start, count);
     } else if (chunk.low < 0) {
@@ -224,7 +224,7 @@ void follow_elsewhere(const ArenaFollow& follow, int64_t begin, int64_t end) {
   over_chunks(
       follow.chunks, follow.chunk_count, begin, end, [&](const ArenaChunk& chunk, int64_t start, int64_t count) {
         float* const average = follow.average + chunk.offset + start;
-        const int64_t values = follow.values[chunk.gradient];
+        const int64_t values = follow.values[chunk.gradient].address;
         if (chunk.low < 0)
           average_of(average, reinterpret_cast<const float*>(values) + chunk.start + start, follow.share, 0, count);
         else

@@ -8,17 +8,50 @@
 
 #include "../types.hpp"
 
+#ifdef __CUDACC__
+#define PYNAS_ANYWHERE __host__ __device__
+#else
+#define PYNAS_ANYWHERE
+#endif
+
 namespace pynas::kernels {
 
 // A part of one tensor of the arena, as a row of an int64 table. Rows are ordered by `offset` and do not overlap.
+// A caller may have made the table of anything: `fits` is asked of each row before it is followed.
 struct ArenaChunk {
   int64_t offset;  // of its first value in weights, squares, momentum and average
   int64_t low;     // of its first value among the bf16 parameters; -1: the parameter is float32 and lies in weights
   int64_t start;   // of its first value in the tensor, and so in the tensor's gradient
   int64_t count;
-  int64_t gradient;  // row of the table of gradients; -1: has none ever
+  int64_t gradient;  // number of its tensor's gradient; -1: has none ever
   int64_t group;
 };
+
+// A tensor outside the arena: values without gaps, in its parameter's order.
+struct ArenaSource {
+  int64_t address;  // 0: none in this step
+  int64_t count;
+  int64_t low;  // 1: bf16, 0: float32
+};
+
+// How much there is of what chunks point at.
+struct ArenaBounds {
+  int64_t values, low, groups, sources;
+  bool all_have_sources;
+};
+
+PYNAS_ANYWHERE inline bool within(int64_t start, int64_t count, int64_t size) {
+  return start >= 0 && count > 0 && count <= size && start <= size - count;
+}
+
+PYNAS_ANYWHERE inline bool fits(const ArenaChunk& chunk, const ArenaBounds& bounds, const ArenaSource* sources) {
+  if (!within(chunk.offset, chunk.count, bounds.values)) return false;
+  if (chunk.low >= 0 && !within(chunk.low, chunk.count, bounds.low)) return false;
+  if (chunk.group < 0 || chunk.group >= bounds.groups || chunk.gradient >= bounds.sources) return false;
+  if (chunk.gradient < 0 || sources[chunk.gradient].address == 0) return !bounds.all_have_sources;
+  const ArenaSource& source = sources[chunk.gradient];
+  return (source.low != 0) == (chunk.low >= 0) && within(chunk.start, chunk.count, source.count);
+}
 
 // Hyperparameters of one group.
 struct ArenaGroup {
@@ -34,19 +67,21 @@ struct ArenaStep {
   bf16* low;       // null: no parameter is bf16
   const ArenaChunk* chunks;
   int64_t chunk_count;
-  const int64_t* gradients;  // addresses, of values of the parameter's type in its order; 0: none in this step
+  const ArenaSource* gradients;
   const ArenaGroup* groups;
   float average_share;  // 1 - decay of the moving average
+  ArenaBounds bounds;
 };
 
-// An average in the arena, of tensors elsewhere: `gradient` of a chunk is the row of its tensor in `values`, `low` is
-// not negative where that is bf16.
+// An average in the arena, of tensors elsewhere: `gradient` of a chunk is the number of its tensor in `values`, `low`
+// is not negative where that is bf16.
 struct ArenaFollow {
   float* average;
   const ArenaChunk* chunks;
   int64_t chunk_count;
-  const int64_t* values;  // addresses
-  float share;            // 1 - decay
+  const ArenaSource* values;
+  float share;  // 1 - decay
+  ArenaBounds bounds;
 };
 
 struct ArenaKernels {

@@ -10,6 +10,23 @@ struct Groups {
   ArenaGroup group[most_groups];
 };
 
+// Sources travel as arguments of a kernel: nothing of the host has to outlive the call, as it would for a copy.
+constexpr int sources_at_once = 128;
+
+struct Sources {
+  ArenaSource source[sources_at_once];
+};
+
+__global__ void __launch_bounds__(sources_at_once)
+    put_kernel(ArenaSource* to, const __grid_constant__ Sources sources, int count) {
+  if (static_cast<int>(threadIdx.x) < count) to[threadIdx.x] = sources.source[threadIdx.x];
+}
+
+// Ends the launch with an error, as an index out of bounds does in torch's own kernels.
+__device__ __forceinline__ void require(bool good) {
+  if (!good) __trap();
+}
+
 // Up to `width` values: a whole access where `count` says so and the address is a multiple of the access's size.
 struct Values {
   float v[width];
@@ -184,8 +201,9 @@ __global__ void __launch_bounds__(threads, 4)
     step_kernel(const __grid_constant__ ArenaStep step, const __grid_constant__ Groups groups) {
   for (int64_t i = blockIdx.x; i < step.chunk_count; i += gridDim.x) {
     const ArenaChunk chunk = step.chunks[i];
+    require(fits(chunk, step.bounds, step.gradients));
     const ArenaGroup group = groups.group[chunk.group];
-    const int64_t gradient = chunk.gradient < 0 ? 0 : step.gradients[chunk.gradient];
+    const int64_t gradient = chunk.gradient < 0 ? 0 : step.gradients[chunk.gradient].address;
     if (chunk.low < 0)
       update<float, squared, averaged>(step, chunk, group, reinterpret_cast<const float*>(gradient));
     else
@@ -210,7 +228,8 @@ __device__ __forceinline__ void follow_chunk(float* average, const T* values, in
 __global__ void __launch_bounds__(threads) follow_kernel(const __grid_constant__ ArenaFollow follow) {
   for (int64_t i = blockIdx.x; i < follow.chunk_count; i += gridDim.x) {
     const ArenaChunk chunk = follow.chunks[i];
-    const int64_t values = follow.values[chunk.gradient];
+    require(fits(chunk, follow.bounds, follow.values));
+    const int64_t values = follow.values[chunk.gradient].address;
     const int count = static_cast<int>(chunk.count);
     float* const average = follow.average + chunk.offset;
     if (chunk.low < 0)
@@ -238,6 +257,15 @@ void average(float* average, const float* values, float share, int64_t count, cu
 
 void average(float* average, const bf16* values, float share, int64_t count, cudaStream_t stream) {
   launch_average(average, values, share, count, stream);
+}
+
+void put(ArenaSource* to, const ArenaSource* sources, int64_t count, cudaStream_t stream) {
+  for (int64_t first = 0; first < count; first += sources_at_once) {
+    const auto some = static_cast<int>(count - first < sources_at_once ? count - first : sources_at_once);
+    Sources given{};
+    for (int i = 0; i < some; ++i) given.source[i] = sources[first + i];
+    put_kernel<<<1, sources_at_once, 0, stream>>>(to + first, given, some);
+  }
 }
 
 void follow(const ArenaFollow& follow, cudaStream_t stream) {
