@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from pynas.errors import PynasError
 from pynas.nets.attention import SplitAttention, SqueezeExcite
 from pynas.nets.build import Network
-from pynas.ops.library import fused, has_hooks, using
+from pynas.ops.library import fused, has_hooks, has_tangent, using
 from pynas.ops.sync_batch_norm import SyncBatchNorm
 
 _NORMS = (nn.BatchNorm2d, SyncBatchNorm)
@@ -35,7 +35,7 @@ def folded(network: nn.Module) -> nn.Module:
     returned module has no training mode, gives no gradients, and computes its convolutions in float32 under autocast.
 
     Raises PynasError for a network that is in training mode or has a layer that is, of another device or dtype, or that
-    torch.fx cannot trace. The returned module raises it for images that need gradients.
+    torch.fx cannot trace. The returned module raises it for images that need gradients or are dual numbers.
     """
     for name, module in network.named_modules():
         if module.training:
@@ -80,6 +80,8 @@ class Folded(nn.Module):
     def forward(self, *images: Tensor) -> Any:
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in images):
             raise PynasError("folded: images need gradients, allowed are those that do not, or torch.no_grad()")
+        if has_tangent(*(x for x in images if isinstance(x, Tensor))):
+            raise PynasError("folded: images are dual numbers, allowed are those without tangents")
         with torch.no_grad():
             return self.traced(*images)
 

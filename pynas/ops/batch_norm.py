@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from pynas.ops import reference_batch_norm as reference
 from pynas.ops import rules
-from pynas.ops.batch_norm_kernels import ACTIVATIONS, has_kernel, like, statistics_dtype
-from pynas.ops.library import has_hooks, without_autograd
+from pynas.ops.batch_norm_kernels import ACTIVATIONS, has_kernel, statistics_dtype
+from pynas.ops.library import gradient_in_channels_last, has_hooks, without_autograd
 from pynas.ops.sync_batch_norm import SyncBatchNorm
 
 
@@ -134,7 +134,7 @@ class _NormAct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, var, weight, bias, gate = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
-        gradient = like(dy, x)
+        gradient = gradient_in_channels_last(dy)
         arguments = (gradient, x, mean, var, weight, bias, ctx.eps, ctx.act, gate)
         dx = dweight = dbias = sums = None
         if needs_weight or needs_bias or (needs_x and ctx.batch):

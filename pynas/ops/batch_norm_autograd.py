@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pynas.ops.library import check_gradient, gradient_in_channels_last
+
 
 def register() -> None:
     for name, backward, setup_context in (
@@ -47,7 +49,7 @@ def _norm_act_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     *norm, gate = ctx.saved_tensors
     x = norm[0]
     needs = ctx.needs_input_grad
-    gradient = dy.contiguous(memory_format=torch.channels_last)
+    gradient = gradient_in_channels_last(dy)
     arguments = (gradient, *norm, ctx.eps, ctx.act)
     dx = dgate = sums = None
     if needs[7]:  # the pass that gives the gate's gradient gives each image's sums too
@@ -64,6 +66,7 @@ def _norm_act_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 @once_differentiable
 def _pool_backward(ctx: Any, dpooled: Tensor) -> tuple[Tensor | None, ...]:
     """Each pixel's activation has the gradient dpooled / (H W), and no other."""
+    check_gradient(dpooled)
     norm = ctx.saved_tensors
     x = norm[0]
     needs = ctx.needs_input_grad

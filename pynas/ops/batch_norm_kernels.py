@@ -32,11 +32,6 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def like(gradient: Tensor, x: Tensor) -> Tensor:
-    """The gradient in x's layout, channels_last; itself where it is."""
-    return gradient.contiguous(memory_format=torch.channels_last)
-
-
 def _register_fakes() -> None:
     fake = torch.library.register_fake
 

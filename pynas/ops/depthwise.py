@@ -94,7 +94,7 @@ def grad_input(dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], p
             dy.to(wide), _shape_of(x, wide), weight.to(wide), None, stride, padding, (1, 1), False, (0, 0), channels,
             (True, False, False),
         )[0]  # fmt: skip
-        return found.to(x.dtype, memory_format=torch.channels_last)
+        return library.in_channels_last(found.to(x.dtype))
     return torch.ops.pynas.depthwise_grad_input(dy, weight.contiguous(), *x.shape[2:], *stride, *padding)
 
 
@@ -120,7 +120,7 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        dy = dy.contiguous(memory_format=torch.channels_last)
+        dy = library.gradient_in_channels_last(dy)
         dx = grad_input(dy, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
         dweight = grad_weight(dy, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[1] else None
         return dx, dweight, None, None
@@ -156,7 +156,7 @@ def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
     """dx and dweight; of one that is not wanted an empty tensor."""
-    dy = dy.contiguous(memory_format=torch.channels_last)
+    dy = library.gradient_in_channels_last(dy)
     return (
         grad_input(dy, x, weight, stride, padding) if wanted[0] else x.new_empty(0),
         grad_weight(dy, x, weight, stride, padding) if wanted[1] else weight.new_empty(0),

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from pynas.errors import PynasError
@@ -27,6 +28,9 @@ Kind = Literal["fused", "reference"]
 _chosen: str | None = None
 
 _is_compiling = torch.compiler.is_compiling
+_is_exporting = torch.compiler.is_exporting
+_is_transforming = torch._C._are_functorch_transforms_active
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # as is_grads_batched makes them
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
@@ -69,10 +73,14 @@ def using(kind: Kind) -> Iterator[None]:
 
 
 def fused() -> bool:
-    """Whether fused operators are to be used where there are such for the tensors; never in what is exported."""
+    """Whether fused operators are to be used where there are such for the tensors.
+
+    Never in what is exported, within a transform of `torch.func`, nor while dual numbers are computed with
+    (`torch.autograd.forward_ad`): fused operators have gradients, but neither tangents nor rules for vmap.
+    """
     if _chosen is None:
         _choose()
-    return _chosen == "fused" and not torch.compiler.is_exporting()
+    return _chosen == "fused" and not _is_exporting() and forward_ad._current_level < 0 and not _is_transforming()
 
 
 def _choose() -> None:
@@ -90,6 +98,38 @@ def without_autograd() -> AbstractContextManager[None]:
     Registered autograd is Python that torch calls even where nothing needs a gradient, for some 8 us; this takes 1.
     """
     return torch.no_grad() if _is_compiling() else _below_autograd()  # the compiler cannot trace the latter
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors is a dual number: what fused operators would lose in silence."""
+    return forward_ad._current_level >= 0 and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
+
+
+def gradient_in_channels_last(gradient: Tensor) -> Tensor:
+    """A gradient that comes to a fused operator's backward, in channels_last; itself where it is.
+
+    Raises PynasError for a dual number: the operator was called before, without knowing of the transform.
+    """
+    check_gradient(gradient)
+    return in_channels_last(gradient)
+
+
+def in_channels_last(x: Tensor) -> Tensor:
+    """(N, C, H, W) in channels_last, itself where it is."""
+    if not _is_compiling() and (_is_transforming() or _is_batched(x)):  # vmap cannot tell the layout of one
+        return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def check_gradient(gradient: Tensor) -> None:
+    """As `gradient_in_channels_last`, of a gradient of any shape."""
+    if has_tangent(gradient):
+        raise PynasError(
+            "backward of a fused operator: the gradient is a dual number; allowed: one without a tangent, or to call "
+            "the operator, too, within forward_ad.dual_level() or the transform, or ops.use('reference') before"
+        )
 
 
 def has_hooks(*modules: nn.Module) -> bool:

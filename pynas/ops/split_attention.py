@@ -103,13 +103,14 @@ class _Combine(torch.autograd.Function):
 
 @once_differentiable
 def _pool_backward(ctx: Any, dpooled: Tensor) -> tuple[Tensor, None]:
+    library.check_gradient(dpooled)
     return torch.ops.pynas.split_attention_pool_backward(dpooled.contiguous(), ctx.splits, *ctx.size), None
 
 
 @once_differentiable
 def _combine_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Both gradients come from one pass; one that is not needed costs little beside the other."""
-    dy = dy.contiguous(memory_format=torch.channels_last)
+    dy = library.gradient_in_channels_last(dy)
     dx, dweights = torch.ops.pynas.split_attention_combine_backward(dy, *ctx.saved_tensors)
     return dx if ctx.needs_input_grad[0] else None, dweights if ctx.needs_input_grad[1] else None
 

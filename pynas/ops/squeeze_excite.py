@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from pynas.ops import reference_batch_norm as reference
 from pynas.ops.batch_norm import statistics, takes
-from pynas.ops.batch_norm_kernels import ACTIVATIONS, like, statistics_dtype
-from pynas.ops.library import has_hooks, without_autograd
+from pynas.ops.batch_norm_kernels import ACTIVATIONS, statistics_dtype
+from pynas.ops.library import gradient_in_channels_last, has_hooks, without_autograd
 from pynas.ops.sync_batch_norm import SyncBatchNorm
 
 
@@ -128,7 +128,7 @@ class _NormActSE(torch.autograd.Function):
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, reduce, expand, mean, var, pooled, hidden, active, logits, gate = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    gradient = like(dy, x)
+    gradient = gradient_in_channels_last(dy)
     norm = (mean, var, weight, bias, ctx.eps, ctx.act)
     of_samples = torch.ops.pynas.batch_norm_act_gate_sums(gradient, x, *norm)
     dlogits = torch.ops.aten.hardsigmoid_backward(of_samples[0], logits)
