@@ -64,16 +64,23 @@ def takes(x: Tensor, norm: nn.Module, act: str) -> bool:
     kind = type(norm)
     if kind is not nn.BatchNorm2d and (kind is not SyncBatchNorm or (norm.training and _over_ranks(norm))):
         return False
-    dtype = statistics_dtype(x)
     features: Any = norm.num_features
-    # Without nn.Module.__getattr__, which takes longer than all else here.
-    weight, running_mean = norm._parameters["weight"], norm._buffers["running_mean"]
-    return (
-        bool(features == x.shape[1])
-        and (weight is None or weight.dtype == dtype)
-        and (running_mean is None or running_mean.dtype == dtype)
-        and not has_hooks(norm)
-    )
+    return bool(features == x.shape[1]) and _kept_plainly(norm, statistics_dtype(x)) and not has_hooks(norm)
+
+
+def _kept_plainly(norm: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether weights and statistics are what the operators take: parameters and buffers, dense and of that dtype."""
+    try:  # without nn.Module.__getattr__, which takes longer than all else here
+        parameters, buffers = norm._parameters, norm._buffers
+        mean, var, batches = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        for value in (parameters["weight"], parameters["bias"], mean, var):
+            if value is not None and (value.dtype is not dtype or not value.is_contiguous()):
+                return False
+    except KeyError:  # an attribute of another kind
+        return False
+    if mean is None or var is None:
+        return mean is var
+    return not norm.training or (batches is not None and batches.dtype is torch.int64 and batches.numel() == 1)
 
 
 def statistics(x: Tensor, norm: nn.BatchNorm2d | SyncBatchNorm) -> tuple[Tensor, Tensor, bool]:

@@ -258,8 +258,10 @@ _IDENTITY = ACTIVATIONS["identity"]
 
 
 def _has_kernel(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether libpynas_ops takes x, with weights of these dtypes."""
-    return has_kernel(x) and all(weight is None or weight.dtype == statistics_dtype(x) for weight in weights)
+    """Whether libpynas_ops takes x, with weights of these dtypes and strides."""
+    return has_kernel(x) and all(
+        weight is None or (weight.dtype == statistics_dtype(x) and weight.is_contiguous()) for weight in weights
+    )
 
 
 def _by_channel(values: Tensor, x: Tensor) -> Tensor:

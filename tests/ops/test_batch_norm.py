@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pynas.errors import PynasError
 from pynas.ops import available, using
 from pynas.ops import reference_batch_norm as reference
 from pynas.ops.batch_norm import batch_norm_act
+from pynas.ops.squeeze_excite import batch_norm_act_se
 
 pytestmark = [
     pytest.mark.usefixtures("unruled"),
@@ -129,6 +131,42 @@ def test_other_tensors_and_modules_take_the_reference() -> None:
     assert calls == [1]
 
 
+def _attribute(norm: nn.BatchNorm2d) -> None:
+    weight = norm.weight.detach()
+    del norm.weight
+    norm.weight = weight  # type: ignore[assignment]
+
+
+UNUSUAL: dict[str, Callable[[nn.BatchNorm2d], object]] = {
+    "uncounted": lambda norm: setattr(norm, "num_batches_tracked", None),
+    "counted in int32": lambda norm: setattr(norm, "num_batches_tracked", torch.tensor(2, dtype=torch.int32)),
+    "counted several times": lambda norm: setattr(norm, "num_batches_tracked", torch.tensor([1, 2])),
+    "strided mean": lambda norm: setattr(norm, "running_mean", torch.arange(8.0)[::2]),
+    "strided variance": lambda norm: setattr(norm, "running_var", torch.arange(1.0, 9.0)[::2]),
+    "strided weight": lambda norm: setattr(norm, "weight", nn.Parameter(torch.arange(8.0)[::2])),
+    "strided bias": lambda norm: setattr(norm, "bias", nn.Parameter(torch.arange(8.0)[::2])),
+    "weight that is no parameter": _attribute,
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_a_norm_kept_in_an_unusual_way_is_torchs_own(name: str, training: bool) -> None:
+    ours, torchs = norm_of(4, torch.float32).train(training), norm_of(4, torch.float32).train(training)
+    UNUSUAL[name](ours)
+    UNUSUAL[name](torchs)
+    reduce, expand = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)
+    for seed in range(2):
+        x = images((3, 4, 5, 6), torch.float32, seed=seed)
+        found, expected = batch_norm_act(x, ours, "hswish"), reference.batch_norm_act(x, torchs, "hswish")
+        torch.testing.assert_close(found, expected)
+        found = batch_norm_act_se(x, ours, "hswish", reduce, "relu", expand)
+        torch.testing.assert_close(found, reference.batch_norm_act_se(x, torchs, "hswish", reduce, "relu", expand))
+    for mine, theirs in zip(ours.buffers(), torchs.buffers(), strict=True):
+        assert mine.dtype == theirs.dtype
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_what_a_user_can_get_wrong() -> None:
     x = images((2, 3, 2, 2), torch.float32)
     with pytest.raises(PynasError, match="act: got 'gelu', allowed are identity, relu, hswish, swish"):
@@ -152,6 +190,8 @@ def test_what_a_user_can_get_wrong() -> None:
         OPS.batch_norm_act(x, mean, var, mean.double(), None, 1e-5, 0, None, None)
     with pytest.raises(RuntimeError, match="dy is BFloat16; allowed: x's dtype"):
         OPS.batch_norm_act_backward_sums(x.bfloat16(), x, mean, var, None, None, 1e-5, 0, None)
+    with pytest.raises(RuntimeError, match="running_statistics_: count is -1; allowed: 0 and more"):
+        OPS.running_statistics_(mean.clone(), var.clone(), torch.tensor(0), mean, var, 0.1, -1)
 
 
 def test_autocast_changes_nothing() -> None:
