@@ -1,6 +1,7 @@
 #include "activations.hpp"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace pynas::torch_glue {
 namespace {
@@ -11,14 +12,21 @@ int32_t device_type_of(const Tensor& tensor) {
   return type;
 }
 
+std::string text_of(const int64_t* begin, const int64_t* end) {
+  std::string text = "(";
+  for (const int64_t* size = begin; size != end; ++size) text += (size != begin ? ", " : "") + std::to_string(*size);
+  return text + (end - begin == 1 ? ",)" : ")");
+}
+
 // The stable ABI's own `empty` goes by name through the dispatcher, at twice the time.
 Tensor new_strided(const Tensor& x, ScalarType dtype, int64_t dims, const int64_t* sizes, const int64_t* strides) {
   int32_t type = aoti_torch_dtype_float32();
   if (dtype == ScalarType::Double) type = aoti_torch_dtype_float64();
   if (dtype == ScalarType::BFloat16) type = aoti_torch_dtype_bfloat16();
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dims, sizes, strides, type, device_type_of(x), x.get_device_index(), &made));
+  // The error's text does not come through the stable ABI.
+  if (aoti_torch_empty_strided(dims, sizes, strides, type, device_type_of(x), x.get_device_index(), &made) != 0)
+    throw std::runtime_error("pynas: no memory for a tensor of shape " + text_of(sizes, sizes + dims));
   return Tensor(made);
 }
 
@@ -31,12 +39,6 @@ bool channels_last(const Tensor& x) {
     expected *= x.size(d);
   }
   return true;
-}
-
-std::string text_of(std::initializer_list<int64_t> sizes) {
-  std::string text = "(";
-  for (const int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + (sizes.size() == 1 ? ",)" : ")");
 }
 
 bool has_sizes(const Tensor& tensor, std::initializer_list<int64_t> sizes) {
@@ -73,7 +75,8 @@ void check_like(const char* op, const char* argument, const Tensor& tensor, cons
 void check_dense(const char* op, const char* argument, const Tensor& tensor, const Tensor& x, ScalarType dtype,
                  const char* dtypes, std::initializer_list<int64_t> sizes) {
   PYNAS_REQUIRE(tensor.scalar_type() == dtype, op, argument, dtype_of(tensor), dtypes);
-  PYNAS_REQUIRE(has_sizes(tensor, sizes), op, argument, "of shape " + shape_of(tensor), text_of(sizes).c_str());
+  PYNAS_REQUIRE(has_sizes(tensor, sizes), op, argument, "of shape " + shape_of(tensor),
+                text_of(sizes.begin(), sizes.end()).c_str());
   PYNAS_REQUIRE(device_type_of(tensor) == device_type_of(x), op, argument, "on another device", "x's device");
   PYNAS_REQUIRE(tensor.is_contiguous(), op, argument, "not contiguous", "contiguous tensors");
 }

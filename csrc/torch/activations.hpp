@@ -8,6 +8,12 @@
 
 namespace pynas::torch_glue {
 
+// Sizes that come as numbers, not as a tensor's: such that products of two do not overflow.
+constexpr const char* SIZES = "0 to 2147483647";
+inline bool is_size(int64_t value) {
+  return value >= 0 && value <= 2147483647;
+}
+
 // float32, bfloat16 or float64.
 void check_dtype(const char* op, const char* argument, const Tensor& tensor);
 

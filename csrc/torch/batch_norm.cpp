@@ -152,6 +152,7 @@ void running_statistics(Tensor mean, Tensor var, Tensor batches, Tensor batch_me
   PYNAS_REQUIRE(batch_mean.dim() == 1, op, "batch_mean", shape_of(batch_mean), "(C,)");
   PYNAS_REQUIRE(batches.scalar_type() == ScalarType::Long && batches.numel() == 1, op, "batches",
                 dtype_of(batches) + " " + shape_of(batches), "one int64");
+  PYNAS_REQUIRE(count >= 0, op, "count", std::to_string(count), "0 and more");
   const int64_t channels = batch_mean.size(0);
   check_statistics(op, "mean", mean, batch_mean, {channels});
   check_statistics(op, "var", var, batch_mean, {channels});

@@ -15,13 +15,19 @@ int64_t positions(int64_t size, int64_t kernel, int64_t stride, int64_t padding)
   return size + 2 * padding < kernel ? 0 : (size + 2 * padding - kernel) / stride + 1;
 }
 
+bool is_extent(int64_t value) {
+  return value > 0 && is_size(value);
+}
+
 // The shape of a convolution of (n, channels, h, w) to `maps` maps, its numbers checked.
 DepthwiseShape shape_for(const char* op, int64_t n, int64_t channels, int64_t h, int64_t w, int64_t maps,
                          int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h,
                          int64_t padding_w) {
-  PYNAS_REQUIRE(kernel_h > 0 && kernel_w > 0, op, "kernel", pair_of(kernel_h, kernel_w), "1 and more");
-  PYNAS_REQUIRE(stride_h > 0 && stride_w > 0, op, "stride", pair_of(stride_h, stride_w), "1 and more");
-  PYNAS_REQUIRE(padding_h >= 0 && padding_w >= 0, op, "padding", pair_of(padding_h, padding_w), "0 and more");
+  const char* const from_one = "1 to 2147483647";
+  PYNAS_REQUIRE(is_extent(kernel_h) && is_extent(kernel_w), op, "kernel", pair_of(kernel_h, kernel_w), from_one);
+  PYNAS_REQUIRE(is_extent(stride_h) && is_extent(stride_w), op, "stride", pair_of(stride_h, stride_w), from_one);
+  PYNAS_REQUIRE(is_size(padding_h) && is_size(padding_w), op, "padding", pair_of(padding_h, padding_w), SIZES);
+  PYNAS_REQUIRE(is_size(h) && is_size(w), op, "the size of images", pair_of(h, w), SIZES);
   PYNAS_REQUIRE(channels > 0 && maps > 0 && maps % channels == 0, op, "the number of maps", std::to_string(maps),
                 "a multiple of the number of channels, both above 0");
   const int64_t out_h = positions(h, kernel_h, stride_h, padding_h);

@@ -46,6 +46,8 @@ Tensor pool_backward(Tensor dpooled, int64_t splits, int64_t h, int64_t w) {
   check_dtype(op, "dpooled", dpooled);
   PYNAS_REQUIRE(dpooled.dim() == 2, op, "dpooled", "of shape " + shape_of(dpooled), "(N, C)");
   PYNAS_REQUIRE(dpooled.is_contiguous(), op, "dpooled", "not contiguous", "contiguous tensors");
+  PYNAS_REQUIRE(is_size(h), op, "h", std::to_string(h), SIZES);
+  PYNAS_REQUIRE(is_size(w), op, "w", std::to_string(w), SIZES);
   const SplitShape shape{dpooled.size(0), h * w, dpooled.size(1), splits};
   Tensor dx = new_activations(dpooled, shape.n, shape.maps(), h, w);
   if (dx.numel() == 0) return dx;

@@ -136,9 +136,9 @@ def _register() -> torch.library.Library:
         "depthwise_conv2d_backward(Tensor dy, Tensor x, Tensor weight, int[2] stride, int[2] padding, bool[2] wanted)"
         " -> (Tensor, Tensor)"
     )
-    found.impl("depthwise_conv2d", forward, "CPU")
+    found.impl("depthwise_conv2d", _forward, "CPU")
     found.impl("depthwise_conv2d_backward", _backward, "CPU")
-    torch.library.register_fake("pynas::depthwise_conv2d", _fake, lib=found)
+    torch.library.register_fake("pynas::depthwise_conv2d", _fake_conv2d, lib=found)
     torch.library.register_fake("pynas::depthwise_conv2d_backward", _fake_backward, lib=found)
     torch.library.register_autograd(
         "pynas::depthwise_conv2d", _autograd_backward, setup_context=_setup_context, lib=found
@@ -152,10 +152,51 @@ def _register() -> torch.library.Library:
     return found
 
 
+def _check(op: str, x: Tensor, weight: Tensor, stride: Any, padding: Any) -> None:
+    """Raises RuntimeError, as the operators in C++ do; of some of it torch's convolution ends the process."""
+    for name, tensor, allowed in (
+        ("x", x, "(N, C, H, W)"),
+        ("weight", weight, "(maps, 1, kernel height, kernel width)"),
+    ):
+        if tensor.dim() != 4:
+            _refuse(op, name, f"of shape {tuple(tensor.shape)}", allowed)
+        if tensor.dtype not in DTYPES:
+            _refuse(op, name, _name(tensor.dtype), "float32, bfloat16, float64")
+    if weight.dtype != x.dtype:
+        _refuse(op, "weight", _name(weight.dtype), "the dtype of x")
+    if weight.shape[1] != 1 or min(weight.shape[2:]) < 1:
+        _refuse(op, "weight", f"of shape {tuple(weight.shape)}", "(maps, 1, kernel height, kernel width), above 0")
+    channels, maps = x.shape[1], weight.shape[0]
+    if channels < 1 or maps < 1 or maps % channels:
+        allowed = "a multiple of the number of channels, both above 0"
+        _refuse(op, "the number of maps", f"{maps} of {channels} channels", allowed)
+    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0)):
+        if len(pair) != 2 or not all(least <= value < 2**31 for value in pair):
+            _refuse(op, name, str(tuple(pair)), f"two of {least} to {2**31 - 1}")
+
+
+def _refuse(op: str, argument: str, came: str, allowed: str) -> None:
+    raise RuntimeError(f"pynas::{op}: {argument} is {came}; allowed: {allowed}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _forward(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    _check("depthwise_conv2d", x, weight, stride, padding)
+    return forward(x, weight, stride, padding)
+
+
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
     """dx and dweight; of one that is not wanted an empty tensor."""
+    op = "depthwise_conv2d_backward"
+    _check(op, x, weight, stride, padding)
+    size = (x.shape[0], weight.shape[0], *_output_size(x, weight, stride, padding))
+    if dy.shape != size or dy.dtype != x.dtype:
+        _refuse(op, "dy", f"{_name(dy.dtype)} of shape {tuple(dy.shape)}", f"the dtype of x, of shape {size}")
     dy = library.gradient_in_channels_last(dy)
     return (
         grad_input(dy, x, weight, stride, padding) if wanted[0] else x.new_empty(0),
@@ -167,9 +208,17 @@ def _empty(like: Tensor, *size: Any) -> Tensor:
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
+def _output_size(x: Tensor, weight: Tensor, stride: Any, padding: Any) -> list[int]:
+    return [(x.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i]) // stride[i] + 1 for i in range(2)]
+
+
 def _fake(x: Tensor, weight: Tensor, stride: Any, padding: Any) -> Tensor:
-    size = [(x.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i]) // stride[i] + 1 for i in range(2)]
-    return _empty(x, x.shape[0], weight.shape[0], *size)
+    return _empty(x, x.shape[0], weight.shape[0], *_output_size(x, weight, stride, padding))
+
+
+def _fake_conv2d(x: Tensor, weight: Tensor, stride: Any, padding: Any) -> Tensor:
+    _check("depthwise_conv2d", x, weight, stride, padding)
+    return _fake(x, weight, stride, padding)
 
 
 def _fake_forward(x: Tensor, weight: Tensor, *numbers: int) -> Tensor:

@@ -297,12 +297,38 @@ def test_what_is_wrong_is_said_with_what_is_allowed() -> None:
         (lambda: ops.depthwise_forward(x.half(), weight.half(), 1, 1, 1, 1), "x is Half; allowed: float32, bfloat16"),
         (lambda: ops.depthwise_forward(x, weight.double(), 1, 1, 1, 1), "weight is Double; allowed: the dtype"),
         (lambda: ops.depthwise_forward(x, weight[:4], 1, 1, 1, 1), "number of maps is 4; allowed: a multiple"),
-        (lambda: ops.depthwise_forward(x, weight, 0, 1, 1, 1), r"stride is \(0, 1\); allowed: 1 and more"),
-        (lambda: ops.depthwise_forward(x, weight, 1, 1, -1, 1), r"padding is \(-1, 1\); allowed: 0 and more"),
+        (lambda: ops.depthwise_forward(x, weight, 0, 1, 1, 1), r"stride is \(0, 1\); allowed: 1 to 2147483647"),
+        (lambda: ops.depthwise_forward(x, weight, 1, 1, -1, 1), r"padding is \(-1, 1\); allowed: 0 to 2147483647"),
         (lambda: ops.depthwise_forward(x[:1, :, :2], weight, 1, 1, 0, 0), r"size of images is \(2, 5\)"),
         (lambda: ops.depthwise_grad_weight(x, x, 3, 3, 1, 1, 0, 0), r"dy is of shape \(2, 6, 5, 5\)"),
         (lambda: ops.depthwise_grad_weight(x, x, 9, 9, 1, 1, 4, 4), r"kernel is \(9, 9\); allowed: up to 7 wide"),
         (lambda: ops.depthwise_grad_input(x, weight[:3], 5, 5, 1, 1, 1, 1), "dy is of shape"),
+        (lambda: ops.depthwise_forward(x, weight, 1, 1, 2**62, 0), r"padding is \(4611686018427387904, 0\)"),
+        (lambda: ops.depthwise_forward(x, weight, 1, 1, 2**30, 2**30), r"no memory for a tensor of shape \(2, 6, 2147"),
+        (lambda: ops.depthwise_grad_input(x, weight, 2**40, 5, 1, 1, 1, 1), r"size of images is \(1099511627776, 5\)"),
+        (lambda: ops.depthwise_grad_weight(x, x, 3, 3, 2**40, 1, 1, 1), "stride is .*; allowed: 1 to 2147483647"),
+        # Torch's own convolution divides by zero here, and the process ends.
+        (lambda: ops.depthwise_conv2d(x, weight, (2**63 - 1, 2), (0, 0)), "stride is .*; allowed: two of 1 to 2147483"),
+        (lambda: ops.depthwise_conv2d(x, weight, (0, 1), (0, 0)), r"stride is \(0, 1\); allowed: two of 1"),
+        (lambda: ops.depthwise_conv2d(x.to("meta"), weight.to("meta"), (0, 1), (0, 0)), r"stride is \(0, 1\); allowed"),
+        (lambda: ops.depthwise_conv2d(x, weight, (1, 1), (0, -1)), r"padding is \(0, -1\); allowed: two of 0"),
+        (lambda: ops.depthwise_conv2d(x, weight, (1, 1, 1), (0, 0)), r"stride is \(1, 1, 1\); allowed: two of"),
+        (lambda: ops.depthwise_conv2d(x[0], weight, (1, 1), (0, 0)), r"x is of shape \(6, 5, 5\); allowed: \(N, C, H"),
+        (lambda: ops.depthwise_conv2d(x.half(), weight, (1, 1), (0, 0)), "x is float16; allowed: float32, bfloat16"),
+        (
+            lambda: ops.depthwise_conv2d(x, weight.double(), (1, 1), (0, 0)),
+            "weight is float64; allowed: the dtype of x",
+        ),
+        (lambda: ops.depthwise_conv2d(x, weight[:, 0], (1, 1), (0, 0)), r"weight is of shape .*; allowed: \(maps, 1"),
+        (lambda: ops.depthwise_conv2d(x, weight[:, :0], (1, 1), (0, 0)), r"weight is of shape .*; allowed: \(maps, 1"),
+        (
+            lambda: ops.depthwise_conv2d(x, weight[:4], (1, 1), (0, 0)),
+            "the number of maps is 4 of 6 channels; allowed:",
+        ),
+        (
+            lambda: ops.depthwise_conv2d_backward(x, x, weight, (1, 1), (0, 0), (True, True)),
+            r"dy is float32 of shape \(2, 6, 5, 5\); allowed: the dtype of x, of shape \(2, 6, 3, 3\)",
+        ),
     ]
     for call, message in wrong:
         with pytest.raises(RuntimeError, match=message):

@@ -226,6 +226,22 @@ def test_what_is_wrong_is_said_with_what_is_allowed() -> None:
         (lambda: ops.split_attention_pool(x.half(), 2), "x is Half; allowed: float32, bfloat16, float64"),
         (lambda: ops.split_attention_pool(x.contiguous(), 2), "x is not in channels_last"),
         (lambda: ops.split_attention_pool_backward(x, 2, 3, 3), r"dpooled is of shape .*; allowed: \(N, C\)"),
+        (
+            lambda: ops.split_attention_pool_backward(dy[..., 0, 0].contiguous(), 2, -3, 3),
+            "h is -3; allowed: 0 to 2147483",
+        ),
+        (
+            lambda: ops.split_attention_pool_backward(dy[..., 0, 0].contiguous(), 2, 3, -3),
+            "w is -3; allowed: 0 to 2147483",
+        ),
+        (
+            lambda: ops.split_attention_pool_backward(dy[:0, :, 0, 0], 2, 2**62, 8),
+            "h is 4611686018427387904; allowed: 0",
+        ),
+        (
+            lambda: ops.split_attention_pool_backward(dy[..., 0, 0].contiguous(), 2, 2**31 - 1, 2**31 - 1),
+            r"no memory for a tensor of shape \(2, 6, 2147483647, 2147483647\)",
+        ),
         (lambda: ops.split_attention_combine(x, weights[0]), r"weights is of shape .*; allowed: \(N, C, splits\)"),
         (lambda: ops.split_attention_combine(x, weights[:1]), r"weights is of shape \(1, 3, 2\)"),
         (lambda: ops.split_attention_combine(x, weights.double()), "weights is Double; allowed: x's dtype"),
