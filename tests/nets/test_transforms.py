@@ -22,6 +22,7 @@ from pynas.ops import available, fused, using
 
 pytestmark = [
     pytest.mark.usefixtures("unruled"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop"),
     pytest.mark.skipif(not available(), reason="libpynas_ops.so is not built here"),
 ]
 
