@@ -1,6 +1,7 @@
 #include "activations.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 
 namespace pynas::torch_glue {
@@ -16,6 +17,13 @@ std::string text_of(const int64_t* begin, const int64_t* end) {
   std::string text = "(";
   for (const int64_t* size = begin; size != end; ++size) text += (size != begin ? ", " : "") + std::to_string(*size);
   return text + (end - begin == 1 ? ",)" : ")");
+}
+
+// Beyond 64 bits the largest number: torch then has no memory for it.
+int64_t stride_times(int64_t stride, int64_t size) {
+  int64_t product = 0;
+  const bool fits = !__builtin_mul_overflow(stride, std::max<int64_t>(1, size), &product);
+  return fits ? product : std::numeric_limits<int64_t>::max();
 }
 
 // The stable ABI's own `empty` goes by name through the dispatcher, at twice the time.
@@ -84,7 +92,7 @@ void check_dense(const char* op, const char* argument, const Tensor& tensor, con
 Tensor new_dense(const Tensor& x, ScalarType dtype, std::initializer_list<int64_t> sizes) {
   int64_t strides[4] = {1, 1, 1, 1};
   const auto dims = static_cast<int64_t>(sizes.size());
-  for (int64_t d = dims - 2; d >= 0; --d) strides[d] = strides[d + 1] * std::max<int64_t>(1, sizes.begin()[d + 1]);
+  for (int64_t d = dims - 2; d >= 0; --d) strides[d] = stride_times(strides[d + 1], sizes.begin()[d + 1]);
   return new_strided(x, dtype, dims, sizes.begin(), strides);
 }
 
@@ -94,8 +102,8 @@ Tensor new_like(const Tensor& x) {
 
 Tensor new_activations(const Tensor& x, int64_t n, int64_t channels, int64_t h, int64_t w) {
   const int64_t sizes[] = {n, channels, h, w};
-  const int64_t c = std::max<int64_t>(1, channels), row = c * std::max<int64_t>(1, w);
-  const int64_t strides[] = {row * std::max<int64_t>(1, h), 1, row, c};
+  const int64_t pixel = stride_times(1, channels), row = stride_times(pixel, w);
+  const int64_t strides[] = {stride_times(row, h), 1, row, pixel};
   return new_strided(x, x.scalar_type(), 4, sizes, strides);
 }
 

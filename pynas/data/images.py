@@ -74,6 +74,11 @@ class Listing:
     classes: list[str]
     parts: dict[str, Images]
 
+    def exchanged(self) -> Listing:
+        """The training images as validation images, and the other way round."""
+        train, validation = self.parts["validation"], self.parts["train"]
+        return replace(self, parts=self.parts | {"train": train, "validation": validation})
+
 
 def arrange(config: DataConfig, listing: Listing) -> Listing:
     """The listing with the classes, the split and the sizes that `config` asks for; it has a validation part.

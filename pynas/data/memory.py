@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,16 @@ class Dataset:
     @property
     def size(self) -> int:
         return self.train_images.shape[-1]
+
+    def exchanged(self) -> Dataset:
+        """The training images as validation images, and the other way round."""
+        return replace(
+            self,
+            train_images=self.validation_images,
+            train_labels=self.validation_labels,
+            validation_images=self.train_images,
+            validation_labels=self.train_labels,
+        )
 
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -99,6 +109,8 @@ class MemoryData:
     Images are normalised by the training images' mean and deviation per channel and resized to the network's
     resolution up front: doing so in every epoch would cost as much as a small network's step. For AutoAugment, whose
     operations are defined on 0 to 1, training images stay on that scale and are normalised batch by batch.
+
+    exchanged: training and validation images are in each other's place, normalised as before.
     """
 
     def __init__(
@@ -111,8 +123,15 @@ class MemoryData:
         seed: int,
         augment: Augmentation,
         share: Share = WHOLE,
+        exchanged: bool = False,
     ) -> None:
         dataset = load(config)
+        values = dataset.train_images.to(torch.float32) / 255.0
+        self._mean = values.mean(dim=(0, 2, 3), keepdim=True)
+        self._deviation = values.std(dim=(0, 2, 3), keepdim=True).clamp_min(1.0 / 255.0)
+        if exchanged:
+            dataset = dataset.exchanged()
+            values = dataset.train_images.to(torch.float32) / 255.0
         self.bad: dict[str, str] = {}
         self.name, self.classes, self.channels = dataset.name, dataset.classes, dataset.channels
         self.train_images = len(dataset.train_labels)
@@ -120,15 +139,13 @@ class MemoryData:
         self._batch_size, self._seed, self._augment, self._share = batch_size, seed, augment, share
         self._shift = round(dataset.shift * resolution / dataset.size)
         self._flip = dataset.flip
-        values = dataset.train_images.to(torch.float32) / 255.0
-        self._mean = values.mean(dim=(0, 2, 3), keepdim=True)
-        self._deviation = values.std(dim=(0, 2, 3), keepdim=True).clamp_min(1.0 / 255.0)
         self._train_labels = dataset.train_labels.to(device)
         if augment == "autoaugment":
             self._train = resize(values, resolution).to(device)
             self._mean, self._deviation = self._mean.to(device), self._deviation.to(device)
         else:
             self._train = self._prepare(dataset.train_images)
+        self._held_out = dataset.validation_images, dataset.validation_labels
         self._validation: tuple[Tensor, Tensor] | None = None
         self._test: tuple[Tensor, Tensor] | None = None
 
@@ -148,8 +165,8 @@ class MemoryData:
 
     def validation_batches(self) -> Iterator[Batch]:
         if self._validation is None:
-            dataset = load(self._config)
-            self._validation = self._prepare(dataset.validation_images), dataset.validation_labels.to(self._device)
+            images, labels = self._held_out
+            self._validation = self._prepare(images), labels.to(self._device)
         return self._all(*self._validation)
 
     def test_batches(self) -> Iterator[Batch]:

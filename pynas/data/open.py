@@ -27,11 +27,13 @@ def open_data(
     augment: Augmentation,
     workers: int | None = None,
     share: Share = WHOLE,
+    exchanged: bool = False,
 ) -> Data:
     """Batches of the images of `config` at `resolution` pixels a side, on `device`: of `batch_size` on each rank.
 
     seed decides order and augmentation, config.seed which images there are. workers: processes that decode, where
-    images are files; 0 decodes in this process, None takes `share.cores`, at most 16. It changes no batch.
+    images are files; 0 decodes in this process, None takes `share.cores`, at most 16. It changes no batch. exchanged:
+    training images validate and validation images train, as those that FP-NAS learns alpha from.
 
     Raises PynasError where the data are not there or not as `config` says, and for batches larger than the data.
     """
@@ -39,12 +41,20 @@ def open_data(
     data: Data
     if config.name in IN_MEMORY:
         data = MemoryData(
-            config, resolution=resolution, device=device, batch_size=batch_size, seed=seed, augment=augment, share=share
+            config,
+            resolution=resolution,
+            device=device,
+            batch_size=batch_size,
+            seed=seed,
+            augment=augment,
+            share=share,
+            exchanged=exchanged,
         )
     else:
+        listing = arrange(config, find(config))
         data = StreamedData(
             config,
-            arrange(config, find(config)),
+            listing.exchanged() if exchanged else listing,
             resolution=resolution,
             device=device,
             batch_size=batch_size,

@@ -25,6 +25,7 @@ from pynas.randomness import generator
 EVALUATION_BATCH = 128
 MOST_WORKERS = 16
 PREFETCH = 2  # batches a worker is ahead
+LEFT_TO_THE_TRAINING = {signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 WINDOW = 10_000  # images that are shuffled together, at least; those of whole shards
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -140,13 +141,13 @@ class StreamedData:
             (part, None, np.arange(first, min(first + EVALUATION_BATCH, mine.stop)))
             for first in range(mine.start, mine.stop, EVALUATION_BATCH)
         ]
-        return iter(self._loader(tasks, min(self._workers, len(tasks)), persistent=False))
+        return _begun(self._loader(tasks, min(self._workers, len(tasks)), persistent=False))
 
     def _train_batches_of(self, tasks: list[Task]) -> Iterator[Decoded]:
         if self._train_loader is None:
             self._train_loader = self._loader(self._train_tasks, self._workers, persistent=True)
         self._train_tasks[:] = tasks
-        return iter(self._train_loader)
+        return _begun(self._train_loader)
 
     def _loader(self, tasks: Sequence[Task], workers: int, *, persistent: bool) -> DataLoader[Any]:
         """One whole batch a task. It takes its own generator: DataLoader would draw from torch's global one."""
@@ -231,6 +232,17 @@ def scale_of(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return found[0], found[1]
 
 
+def _begun(loader: DataLoader[Any]) -> Iterator[Decoded]:
+    """The loader's batches. Signals wait while workers are forked: one must not die of them before `_begin_worker`."""
+    if not hasattr(signal, "sigwaitinfo"):
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, *LEFT_TO_THE_TRAINING})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(worker: int) -> None:
     """Leaves signals to the training: a worker that died of one would end it before its checkpoint is written.
 
@@ -238,8 +250,9 @@ def _begin_worker(worker: int) -> None:
     """
     if not hasattr(signal, "sigwaitinfo"):
         return  # not on macOS
-    for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for ignored in LEFT_TO_THE_TRAINING:
         signal.signal(ignored, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_THE_TRAINING)
     parent = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 

@@ -1,0 +1,172 @@
+"""The search in a supernet: what it learns, that it goes on where it was, and that bad numbers do it no harm."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_distribution import SMALL
+
+import pynas
+from pynas.data.batches import Batch
+from pynas.data.config import DataConfig
+from pynas.data.memory import MemoryData
+from pynas.fpnas.config import SupernetConfig
+from pynas.fpnas.search import Search
+from pynas.space.space import Space
+from pynas.space.table import parse_table
+
+CPU = torch.device("cpu")
+SPACE = Space(parse_table(SMALL.replace("resolution: [16, 20]", "resolution: 8"), "small.yaml"))
+CONFIG = {"epochs": 4, "warmup_epochs": 1, "batch_size": 32, "theta": 2, "lr": 0.05, "augment": "none", "lambda": 1.0}
+
+
+def halves(batch_size: int = 32, images: int = 128) -> tuple[MemoryData, MemoryData]:
+    config = DataConfig(name="digits", withhold="half", train=images, validation=images)
+    shared: dict[str, Any] = {"resolution": 8, "device": CPU, "batch_size": batch_size, "augment": "none"}
+    return MemoryData(config, seed=0, **shared), MemoryData(config, seed=1, exchanged=True, **shared)
+
+
+def search(seed: int = 0, space: Space = SPACE, targets: dict[str, float] | None = None, **changes: Any) -> Search:
+    config = SupernetConfig(**{**CONFIG, **changes})
+    return Search(space, config, targets or {}, steps_per_epoch=4, seed=seed, device=CPU)
+
+
+def test_the_halves_are_two_and_exchanged() -> None:
+    first, second = halves()
+    mean = [float(next(data.train_batches(0)).images.mean()) for data in (first, second)]
+    assert mean[0] != mean[1]
+    seen = torch.cat([batch.images for batch in first.validation_batches()])
+    held_out = torch.cat([batch.images for batch in second.train_batches(0)])
+    assert {image.numpy().tobytes() for image in held_out} <= {image.numpy().tobytes() for image in seen}
+    assert first.train_images == second.train_images == 128
+
+
+def test_alpha_waits_for_the_warm_up_and_the_distribution_becomes_joint_at_theta() -> None:
+    found = search()
+    uniform = found.distribution.entropy()
+    data = halves()
+    epochs = [found.run_epoch(*data) for _ in range(4)]
+    assert epochs[0].entropy == uniform == pytest.approx(math.log(96))
+    assert epochs[1].entropy < uniform
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
+    assert epochs[0].samples == 4 * math.floor(uniform)
+    assert len(found.distribution.factors) == 2  # factorised there were six
+    assert all(epoch.dropped == 0 and math.isfinite(epoch.loss) and 0 <= epoch.accuracy <= 1 for epoch in epochs)
+    assert epochs[-1].loss < epochs[0].loss
+    assert set(epochs[0].costs) == {"flops", "macs", "params", "parameters"}
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_search_that_was_cut_goes_on_bit_for_bit(cut: int) -> None:
+    data = halves()
+    whole = search()
+    epochs = [whole.run_epoch(*data) for _ in range(4)]
+    begun = search()
+    for _ in range(cut):
+        begun.run_epoch(*data)
+    state = copy.deepcopy(begun.state_dict())
+    again = search(seed=0)
+    again.load_state_dict(state)
+    rest = [again.run_epoch(*halves()) for _ in range(4 - cut)]
+    assert rest == epochs[cut:]
+    assert torch.equal(again.distribution.alpha, whole.distribution.alpha)
+    for name, weight in whole.supernet.state_dict().items():
+        assert torch.equal(weight, again.supernet.state_dict()[name]), name
+    other = search(seed=1)
+    assert other.run_epoch(*data) != epochs[0]
+
+
+def test_a_cheap_target_makes_the_mode_cheap() -> None:
+    """With likelihoods that count for nothing only the cost is left to be learned from."""
+    cheap = float(np.quantile(SPACE.costs(SPACE.sample(200, seed=0))["flops"], 0.2))
+    found = search(targets={"flops": cheap}, temperature=1e9, alpha_lr=0.3, epochs=12, theta=6, beta=1.0)
+    data = halves(images=64)
+    first = found.run_epoch(*data)
+    for _ in range(11):
+        last = found.run_epoch(*data)
+    assert last.costs["flops"] < first.costs["flops"]
+    assert SPACE.costs(found.distribution.mode()[None])["flops"][0] <= cheap
+
+
+def test_what_learns_best_is_found() -> None:
+    """A planted answer: the images of the second half are only told apart where stage 1 is not left out."""
+    found = search(epochs=10, warmup_epochs=1, alpha_lr=0.1, theta=5, lr=0.1, likelihood="sum", temperature=1.0)
+    data = halves(images=256)
+    for _ in range(10):
+        found.run_epoch(*data)
+    assert found.distribution.entropy() < 3
+
+
+class Poisoned:
+    """Batches of which one has an image that is not a number."""
+
+    def __init__(self, data: MemoryData, step: int, value: float = math.nan) -> None:
+        self.data, self.step, self.value = data, step, value
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for step, batch in enumerate(self.data.train_batches(epoch, start)):
+            if step == self.step:
+                batch = Batch(batch.images * self.value, batch.labels)
+            yield batch
+
+    def validation_batches(self) -> Iterator[Batch]:
+        return self.data.validation_batches()
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_bad_batch_changes_neither_alpha_nor_weights(half: int, caplog: pytest.LogCaptureFixture) -> None:
+    found = search(warmup_epochs=0, theta=0)
+    data: list[Any] = [*halves()]
+    data[half] = Poisoned(data[half], step=2)
+    with caplog.at_level(logging.WARNING):
+        epoch = found.run_epoch(data[0], data[1])
+    assert epoch.dropped > 0
+    assert "dropped: their" in caplog.text
+    assert found.distribution.alpha.detach().nan_to_num(0, 0, 0).isfinite().all()
+    assert math.isfinite(found.distribution.entropy())
+    assert all(weight.isfinite().all() for weight in found.supernet.parameters())
+    assert math.isfinite(epoch.loss)
+
+
+def test_one_bad_path_is_dropped_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    """Weights that only paths with kernel 5 have are poisoned: no other weight may be, nor alpha."""
+    found = search(warmup_epochs=0, theta=0, **{"lambda": 3.0})
+    bad = [name for name in found.supernet.weights if "depthwise5" in name]
+    assert bad
+    with torch.no_grad():
+        for name in bad:
+            found.supernet.weights[name].fill_(math.nan)
+    with caplog.at_level(logging.WARNING):
+        epoch = found.run_epoch(*halves())
+    assert 0 < epoch.dropped < epoch.samples
+    assert "their likelihood is not finite" in caplog.text
+    assert all(weight.isfinite().all() for name, weight in found.supernet.weights.items() if name not in bad)
+    assert math.isfinite(epoch.entropy)
+
+
+def test_only_what_was_drawn_moves() -> None:
+    found = search(warmup_epochs=0, theta=0, sampling="fixed", samples=1, momentum=0.0)
+    before = {name: weight.detach().clone() for name, weight in found.supernet.weights.items()}
+    batch = next(halves()[0].train_batches(0))
+    genome = found.distribution.sample(1, np.random.default_rng(0))
+    found._update_weights(genome, torch.ones(1, dtype=torch.float64), batch)
+    _, names = found.supernet.path(SPACE.decode(genome[0])[0])
+    moved = {name for name, weight in found.supernet.weights.items() if not torch.equal(weight, before[name])}
+    assert moved
+    assert moved <= set(names)
+
+
+def test_shipped_small_space_runs() -> None:
+    space = pynas.load_space("fbnetv2_fpp_28")
+    config = SupernetConfig(epochs=2, warmup_epochs=1, batch_size=8, theta=1, augment="none")
+    found = Search(space, config, {"flops": 1e6}, steps_per_epoch=1, seed=0, device=CPU)
+    images = torch.randn(8, 1, 28, 28)
+    drawn = found.update(Batch(images, torch.arange(8)), Batch(images, torch.arange(8)))
+    assert drawn.count == math.floor(math.log(space.size["architectures"]) / 4) == 7
