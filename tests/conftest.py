@@ -25,6 +25,13 @@ LONG = (
 )
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Tests that draw from torch's global generator draw the same numbers every time, in whatever order they run."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 @pytest.fixture
 def unruled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fused kernels wherever there are some, not only where they are faster."""
