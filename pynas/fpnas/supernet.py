@@ -21,7 +21,7 @@ Shapes: N images, C channels, H = W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,13 @@ from torch.nn import functional
 
 from pynas.nets.attention import SplitAttention, SqueezeExcite
 from pynas.nets.blocks import ConvBlock, Head, MBConv, MBPool, SkipBlock
-from pynas.nets.build import LINEAR_STD, Network, make_block
+from pynas.nets.build import LINEAR_STD, make_block
 from pynas.space.architecture import Architecture, Block
 from pynas.space.space import Space, core
 from pynas.space.table import TableRow, Variable
+
+MOST_BLOCKS = 2048
+"""Modules that are kept for the next path, some 40 kB each."""
 
 
 class Supernet(nn.Module):
@@ -49,23 +52,37 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         self.weights = nn.ParameterDict()
+        self._blocks: dict[tuple[int, Block], _PathBlock] = {}
         generator = torch.Generator().manual_seed(seed)
         for name, shape in _widest(space).items():
             self.weights[name] = nn.Parameter(_initial(name, shape, generator))
 
-    def path(self, architecture: Architecture) -> tuple[Network, list[str]]:
+    def path(self, architecture: Architecture) -> tuple[nn.Sequential, list[str]]:
         """The network of `architecture`, in training mode, whose parameters are views of the supernet's, and the names
-        of these, each once.
+        of these, each once. Good until the next call: blocks are used again.
         """
-        network, names = _skeleton(architecture), []
+        modules, names = [], []
         position, row = 0, -1
-        for module, block in zip(network.blocks, architecture.blocks(), strict=True):
+        for block in architecture.blocks():
             position, row = (position + 1 if block.row == row else 0), block.row
-            for name, parameter, owner, attribute in _parameters(module, block, position):
-                slices = tuple(slice(length) for length in _axes(parameter.shape, name))
-                owner._parameters[attribute] = self.weights[name][slices].reshape(parameter.shape)
-                names.append(name)
-        return network, names
+            found = self._block(position, block)
+            for parameter in found.parameters:
+                view = self.weights[parameter.name][parameter.slices].reshape(parameter.shape)
+                parameter.owner._parameters[parameter.attribute] = view
+                names.append(parameter.name)
+            modules.append(found.module)
+        return nn.Sequential(*modules), names
+
+    def _block(self, position: int, block: Block) -> _PathBlock:
+        """Making modules takes longer than running small ones: they are kept."""
+        if (position, block) not in self._blocks:
+            if len(self._blocks) >= MOST_BLOCKS:
+                self._blocks.clear()
+            self._blocks[position, block] = _path_block(position, block)
+        return self._blocks[position, block]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_blocks": {}}  # whose views of the weights are nobody else's
 
     def scaled(self, images: Tensor, architecture: Architecture) -> Tensor:
         """Images, float (N, C, H, W), at the architecture's resolution."""
@@ -80,14 +97,35 @@ class Supernet(nn.Module):
         return network(self.scaled(images, architecture))
 
 
-def _skeleton(architecture: Architecture) -> Network:
+@dataclass(frozen=True)
+class _PathParameter:
+    name: str  # of what it is a view of
+    slices: tuple[slice, ...]
+    shape: torch.Size
+    owner: nn.Module
+    attribute: str
+
+
+@dataclass(frozen=True)
+class _PathBlock:
+    module: nn.Module
+    parameters: list[_PathParameter]
+
+
+def _path_block(position: int, block: Block) -> _PathBlock:
     with torch.device("meta"):
-        network = Network(architecture.blocks())
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-    return network
+        module = make_block(block)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.track_running_stats = False
+            part.running_mean = part.running_var = part.num_batches_tracked = None
+    return _PathBlock(
+        module,
+        [
+            _PathParameter(name, tuple(map(slice, _axes(parameter.shape, name))), parameter.shape, owner, attribute)
+            for name, parameter, owner, attribute in _parameters(module, block, position)
+        ],
+    )
 
 
 def _widest(space: Space) -> dict[str, tuple[int, ...]]:

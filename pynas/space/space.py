@@ -300,6 +300,9 @@ class Space:
                 raise PynasError(f"{self.name}: {variable.name} = {gene}; allowed: 0 to {len(variable.values) - 1}")
         return [int(gene) for gene in genes]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Space:
+        return self  # it never changes
+
     def __repr__(self) -> str:
         size = self.size
         return f"Space({self.name}: {size['architectures']} architectures x {size['recipes']} recipes)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -41,9 +42,8 @@ def odd() -> Space:
 
 def with_weights_of(network: nn.Module, path: nn.Module) -> nn.Module:
     """`network` with copies of the path's weights, normalising by the batch as the path does."""
-    for mine, theirs in zip(network.modules(), path.modules(), strict=True):
-        for name, parameter in mine.named_parameters(recurse=False):
-            parameter.data.copy_(getattr(theirs, name))
+    for mine, theirs in zip(network.parameters(), path.parameters(), strict=True):
+        mine.data.copy_(theirs)
     return network.train()
 
 
@@ -154,6 +154,19 @@ def test_what_a_step_holds_does_not_grow_with_the_number_of_choices() -> None:
         return sum(saved.values())
 
     assert held("fbnetv2_fpp_28") == held("fbnetv2_f_28") > 0
+
+
+def test_it_can_be_copied_after_use() -> None:
+    space = SPACES["fbnetv2_f_28"]
+    supernet = Supernet(space)
+    architecture, _ = space.decode(space.sample(1, seed=0)[0])
+    images = torch.randn(4, 1, 28, 28)
+    logits = supernet(images, architecture)
+    copied = copy.deepcopy(supernet)
+    assert torch.equal(copied(images, architecture), logits)
+    with torch.no_grad():
+        next(copied.parameters()).add_(1)
+    assert torch.equal(supernet(images, architecture), logits)
 
 
 def test_nothing_of_a_path_outlives_its_step() -> None:
