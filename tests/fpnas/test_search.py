@@ -6,11 +6,15 @@ import copy
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ranks import together
 from test_distribution import SMALL
 
 import pynas
@@ -21,6 +25,7 @@ from pynas.fpnas.config import SupernetConfig
 from pynas.fpnas.search import Search
 from pynas.space.space import Space
 from pynas.space.table import parse_table
+from pynas.train.world import World
 
 CPU = torch.device("cpu")
 SPACE = Space(parse_table(SMALL.replace("resolution: [16, 20]", "resolution: 8"), "small.yaml"))
@@ -181,3 +186,28 @@ def test_shipped_small_space_runs() -> None:
     images = torch.randn(8, 1, 28, 28)
     drawn = found.update(Batch(images, torch.arange(8)), Batch(images, torch.arange(8)))
     assert drawn.count == math.floor(math.log(space.size["architectures"]) / 4) == 7
+
+
+def outcome(world: World, sampling: str) -> tuple[list[dict[str, Any]], torch.Tensor, dict[str, torch.Tensor]]:
+    config = SupernetConfig(**{**CONFIG, "theta": 1, "sampling": sampling, "samples": 3, "temperature": 0.1})
+    found = Search(SPACE, config, {"flops": 50_000}, steps_per_epoch=4, seed=0, device=CPU, world=world)
+    data = halves()
+    epochs = [asdict(found.run_epoch(*data)) for _ in range(3)]
+    return epochs, found.distribution.alpha.detach(), found.supernet.state_dict()
+
+
+@pytest.mark.parametrize("sampling", ["adaptive", "fixed"])
+def test_ranks_that_share_the_architectures_find_what_one_finds(tmp_path: Path, sampling: str) -> None:
+    epochs, alpha, weights = outcome(World(), sampling)
+    ranks = together(tmp_path / "ranks", 2, partial(outcome, sampling=sampling))
+    for its_epochs, its_alpha, its_weights in ranks:
+        assert torch.equal(its_alpha, ranks[0][1])
+        assert all(torch.equal(its_weights[name], ranks[0][2][name]) for name in weights)
+        torch.testing.assert_close(its_alpha, alpha, atol=1e-4, rtol=0)
+        for mine, one in zip(its_epochs, epochs, strict=True):
+            assert mine["samples"] == one["samples"]
+            assert mine["costs"] == one["costs"]  # the same architectures were drawn
+            assert mine["loss"] == pytest.approx(one["loss"], rel=1e-4)
+            assert mine["entropy"] == pytest.approx(one["entropy"], rel=1e-5)
+        for name, weight in weights.items():
+            torch.testing.assert_close(its_weights[name], weight, atol=1e-4, rtol=1e-3)
