@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +101,11 @@ class Search:
         """SGD's rate in the next step."""
         return self.config.lr * 0.5 * (1 + math.cos(math.pi * self.step / (self.config.epochs * self.steps_per_epoch)))
 
-    def run_epoch(self, first_half: Data, second_half: Data) -> Epoch:
-        """One epoch: the batches of `train_batches` of both; returns what is told of it."""
+    def run_epoch(self, first_half: Data, second_half: Data, before_step: Callable[[], None] = lambda: None) -> Epoch:
+        """One epoch, of the batches of `train_batches` of both; returns what is told of it.
+
+        What `before_step` raises leaves the search within the epoch: its state is no longer one to go on from.
+        """
         config, epoch = self.config, self.epoch
         if config.distribution == "mixed" and epoch == config.theta:
             self._learn(self.distribution.to_joint())
@@ -110,6 +113,7 @@ class Search:
         costs: dict[str, list[float]] = {}
         samples = dropped = 0
         for batch, held_out in zip(first_half.train_batches(epoch), _endless(second_half, epoch), strict=False):
+            before_step()
             drawn = self.update(batch, held_out)
             samples, dropped = samples + drawn.count, dropped + drawn.dropped
             losses += drawn.losses

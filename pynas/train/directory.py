@@ -116,7 +116,7 @@ def check_same(directory: RunDirectory, settings: dict[str, Any]) -> None:
     changed = [
         text
         for key in recorded | given
-        for text in _differences(key, recorded.get(key, absent.get(key)), given.get(key, absent.get(key)))
+        for text in differences(key, recorded.get(key, absent.get(key)), given.get(key, absent.get(key)))
     ]
     if changed:
         raise PynasError(
@@ -134,9 +134,10 @@ def _essence(settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({**others, **models, "recipe": recipe, **nodes}))
 
 
-def _differences(key: str, old: Any, new: Any) -> list[str]:
+def differences(key: str, old: Any, new: Any) -> list[str]:
+    """What differs between two values of a setting, as texts."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [text for part in old | new for text in _differences(f"{key}.{part}", old.get(part), new.get(part))]
+        return [text for part in old | new for text in differences(f"{key}.{part}", old.get(part), new.get(part))]
     return [] if old == new else [f"{key} ({_short(old)} -> {_short(new)})"]
 
 

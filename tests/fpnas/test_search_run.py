@@ -1,0 +1,143 @@
+"""A search in its directory: killed and stopped ones end as an undisturbed one does."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import finish, start
+from test_search import CONFIG, SPACE
+
+import pynas
+from pynas.data.config import DataConfig
+from pynas.errors import PynasError
+from pynas.fpnas.config import SupernetConfig
+from pynas.fpnas.run import search_supernet
+from pynas.fpnas.search import Search
+from pynas.train.signals import Stopped
+
+DATA = DataConfig(name="digits", withhold="half", train=96, validation=96)
+TARGETS = {"flops": 40_000.0}
+
+
+def run(path: Path, **changes: Any) -> dict[str, Any]:
+    world = changes.pop("world", None)
+    data, targets = changes.pop("data", DATA), changes.pop("targets", TARGETS)
+    seed, space = changes.pop("seed", 0), changes.pop("space", SPACE)
+    return search_supernet(space, SupernetConfig(**{**CONFIG, **changes}), targets, data, path, seed=seed, world=world)
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    def timeless(result: dict[str, Any]) -> dict[str, Any]:
+        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result["history"]]
+        return {**result, "seconds": None, "history": rows}
+
+    return timeless(one) == timeless(other)
+
+
+def at_step(number: int, act: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a search do something in the middle of its step `number`."""
+    real = Search._update_weights
+
+    def update(self: Search, *arguments: Any) -> list[float]:
+        if self.step == number:
+            act()
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Search, "_update_weights", update)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(tmp_path_factory.mktemp("whole") / "search")
+
+
+def test_a_search_leaves_its_result_and_log(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert same(result, undisturbed)
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    assert len(result["history"]) == 4
+    assert result["samples"] == sum(row["samples"] for row in result["history"])
+    assert list(result["marginals"]) == [variable.name for variable in SPACE.variables]
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 4
+    assert run(tmp_path) == result  # finished: nothing is computed again
+    architecture, _ = SPACE.decode(result["genome"])
+    assert result["costs"] == architecture.cost()
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 7, 11])
+def test_kill_9_at_any_step_changes_nothing(
+    undisturbed: dict[str, Any], step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        at_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL), patch)
+        process = multiprocessing.get_context("fork").Process(target=run, args=(tmp_path,))
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "result.json").exists()
+    assert same(run(tmp_path), undisturbed)
+
+
+def test_a_signal_stops_before_the_next_step_and_the_search_goes_on(
+    undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        at_step(5, lambda: signal.raise_signal(signal.SIGTERM), patch)
+        with pytest.raises(Stopped) as stopped:
+            run(tmp_path)
+    assert stopped.value.signal == signal.SIGTERM
+    assert stopped.value.steps_made
+    assert same(run(tmp_path), undisturbed)
+
+
+def test_two_ranks_that_lose_one_go_on_and_end_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tmp_path / "whole"
+    results = finish(tmp_path / "a", start(tmp_path / "a", 2, lambda world: run(whole, world=world)))
+    assert [kind for kind, _ in results] == ["value", "value"]
+    cut = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        at_step(7, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
+        stopped = finish(tmp_path / "b", start(tmp_path / "b", 2, lambda world: run(cut, world=world)))
+    assert [kind for kind, _ in stopped] == ["error", "error"]
+    assert all(error[0] == "Stopped" for _, error in stopped)
+    again = finish(tmp_path / "c", start(tmp_path / "c", 2, lambda world: run(cut, world=world)))
+    for _, result in again:
+        assert same(result, results[0][1])
+
+
+def test_another_search_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, epochs=2, theta=1)
+    with pytest.raises(PynasError, match=r"began with other settings: search.beta \(0.3 -> 0.5\).*only device may"):
+        run(tmp_path, epochs=2, theta=1, beta=0.5)
+    with pytest.raises(PynasError, match=r"seed \(0 -> 1\)"):
+        run(tmp_path, epochs=2, theta=1, seed=1)
+    with pytest.raises(PynasError, match="space"):
+        run(tmp_path, epochs=2, theta=1, space=pynas.load_space("fbnetv2_f_28"), targets={"flops": 1e6})
+    assert run(tmp_path, epochs=2, theta=1, device="cpu")["samples"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": {"flop": 1e6}}, "target flop: unknown cost; allowed: flops, macs, params, parameters"),
+        ({"targets": {"flops": 10}}, r"target flops: 10; the cheapest of small has \d+"),
+        ({"data": DataConfig(name="digits", withhold="half", classes=5)}, "small: has 10 classes; the data have 5"),
+        ({"batch_size": 500}, "batch_size: got 500, allowed are at most the 96 training images"),
+        ({"space": pynas.load_space("fbnetv2_f"), "targets": {}}, "fbnetv2_f: takes images of 3 channels; those of the data have 1"),
+    ],
+)
+def test_what_does_not_fit_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PynasError, match=message):
+        run(tmp_path, **changes)
+
+
+def test_a_warm_up_without_end_is_told() -> None:
+    with pytest.raises(ValueError, match="warmup_epochs: got 4, allowed: fewer than epochs, 4"):
+        SupernetConfig(epochs=4, warmup_epochs=4)
