@@ -44,8 +44,12 @@ class SupernetConfig(BaseModel):
     likelihood: Literal["sum", "mean"] = "mean"
     """How the log-likelihoods of a batch's images make that of an architecture: PARSEC's sum, or their mean."""
 
-    temperature: float = Field(0.02, gt=0)
-    """What log-likelihoods are divided by before they make importance weights, in nats. See docs/fpnas.md."""
+    temperature: float = Field(0.05, gt=0)
+    """What log-likelihoods are divided by before they make importance weights, in nats: see docs/fpnas.md."""
+
+    baseline: bool = True
+    """Subtract from importance weights what they are on average, 1 / K: the same gradient on average, with less noise.
+    The paper does not; nor is it done for K = 1, where nothing would be left."""
 
     alpha_lr: float = Field(0.016, gt=0)
     """Learning rate of Adam on alpha, constant."""

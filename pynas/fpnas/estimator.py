@@ -42,13 +42,20 @@ def importance_weights(log_likelihood: Tensor, temperature: float = 1.0) -> Tens
     return torch.softmax(torch.where(good, log_likelihood / temperature, -math.inf), 0)
 
 
-def cost_aware_weights(importance: Tensor, costs: NDArray[np.float64], beta: float) -> Tensor:
+def cost_aware_weights(
+    importance: Tensor, costs: NDArray[np.float64], beta: float, *, baseline: bool = False
+) -> Tensor:
     """m_k of equation 7, (K,): importance less beta C(A_k) / sum over k of C(A_k).
 
-    Where no architecture is over its target the cost's term is zero.
+    Where no architecture is over its target the cost's term is zero. baseline: 1 / K is subtracted from the importance
+    and from the cost's share, which both add up to one. The mean over k of grad log P(A_k) is zero on average, so the
+    gradient is the same on average; its noise is less. One architecture alone keeps its weight: it is reinforced.
     """
+    count = len(importance)
+    mean = 1 / count if baseline and count > 1 else 0.0
+    weights = importance - mean * float(importance.sum())
     total = float(costs.sum())
-    return importance - beta * torch.from_numpy(costs) / total if total > 0 else importance
+    return weights - beta * (torch.from_numpy(costs) / total - mean) if total > 0 else weights
 
 
 def alpha_loss(distribution: Distribution, genomes: NDArray[np.uint8], weights: Tensor) -> Tensor:

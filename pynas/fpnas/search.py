@@ -142,8 +142,9 @@ class Search:
         else:
             likelihood = self.log_likelihoods(genomes, held_out)
             importance = importance_weights(likelihood, self.config.temperature)
-            self._tell_dropped(~torch.isfinite(likelihood), "likelihood")
-            self._update_alpha(genomes, importance, hinge(costs, self.targets))
+            good = torch.isfinite(likelihood)
+            self._update_alpha(genomes[good.numpy()], importance[good], hinge(costs, self.targets)[good.numpy()])
+            self._tell_dropped(~good, "likelihood")
         losses = self._update_weights(genomes, importance, batch)
         self.step += 1
         dropped = losses.count(math.inf) + (0 if likelihood is None else int((~torch.isfinite(likelihood)).sum()))
@@ -159,10 +160,12 @@ class Search:
         return torch.tensor(self.world.sum(found), dtype=torch.float64)
 
     def _update_alpha(self, genomes: NDArray[np.uint8], importance: Tensor, costs: NDArray[np.float64]) -> None:
-        if not importance.any():
+        if not len(genomes):
             return
         self.alpha_optimizer.zero_grad()
-        alpha_loss(self.distribution, genomes, cost_aware_weights(importance, costs, self.config.beta)).backward()
+        beta, baseline = self.config.beta, self.config.baseline
+        weights = cost_aware_weights(importance, costs, beta, baseline=baseline)
+        alpha_loss(self.distribution, genomes, weights).backward()
         self.alpha_optimizer.step()
 
     def _update_weights(self, genomes: NDArray[np.uint8], importance: Tensor, batch: Batch) -> list[float]:

@@ -34,10 +34,10 @@ def exact(distribution: Distribution, beta: float) -> torch.Tensor:
     return gradient
 
 
-def estimated(distribution: Distribution, chosen: np.ndarray, beta: float) -> torch.Tensor:
+def estimated(distribution: Distribution, chosen: np.ndarray, beta: float, *, baseline: bool = False) -> torch.Tensor:
     distribution.alpha.grad = None
     costs = hinge({name: values[chosen] for name, values in COSTS.items()}, TARGET)
-    weights = cost_aware_weights(importance_weights(LIKELIHOOD[chosen]), costs, beta)
+    weights = cost_aware_weights(importance_weights(LIKELIHOOD[chosen]), costs, beta, baseline=baseline)
     alpha_loss(distribution, ALL[chosen], weights).backward()
     gradient = distribution.alpha.grad
     assert gradient is not None
@@ -45,11 +45,12 @@ def estimated(distribution: Distribution, chosen: np.ndarray, beta: float) -> to
     return gradient
 
 
+@pytest.mark.parametrize("baseline", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 @pytest.mark.parametrize("make", [Distribution.joint, Distribution.factorised])
-def test_with_every_architecture_drawn_once_the_gradient_is_exact(make, beta: float) -> None:
+def test_with_every_architecture_drawn_once_the_gradient_is_exact(make, beta: float, baseline: bool) -> None:
     distribution = make(SPACE)  # uniform: once each is what is drawn on average
-    found = estimated(distribution, np.arange(len(ALL)), beta)
+    found = estimated(distribution, np.arange(len(ALL)), beta, baseline=baseline)
     torch.testing.assert_close(found, exact(distribution, beta), atol=1e-12, rtol=0)
     assert found.abs().max() > 1e-3
 
@@ -66,6 +67,29 @@ def test_many_samples_give_the_exact_gradient_to_within_their_error(kind: str, b
         errors[count] = float((estimated(distribution, chosen, beta) - expected).norm() / expected.norm())
     assert errors[200_000] < 0.03
     assert errors[200_000] < 0.5 * errors[2_000]  # ten times the samples a tenth of the variance: 0.1 is expected
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_the_baseline_changes_the_gradient_s_noise_and_not_its_mean(beta: float) -> None:
+    distribution = some("factorised")
+    found: dict[bool, list[torch.Tensor]] = {False: [], True: []}
+    for repeat in range(2000):
+        genomes = distribution.sample(8, generator(2, "architectures", repeat))
+        chosen = np.array([INDEX[genome.tobytes()] for genome in genomes])
+        for baseline, gradients in found.items():
+            gradients.append(estimated(distribution, chosen, beta, baseline=baseline).clone())
+    plain, less = (torch.stack(found[baseline]) for baseline in (False, True))
+    error = (plain - less).std(0) / len(plain) ** 0.5
+    assert ((plain.mean(0) - less.mean(0)).abs() < 5 * error + 1e-12).all()
+    assert less.var(0).sum() < 0.8 * plain.var(0).sum()
+
+
+def test_one_architecture_is_reinforced_with_and_without_a_baseline() -> None:
+    for baseline in (False, True):
+        assert cost_aware_weights(torch.ones(1).double(), np.zeros(1), 0.3, baseline=baseline).tolist() == [1]
+        assert cost_aware_weights(torch.ones(1).double(), np.ones(1), 0.3, baseline=baseline).tolist() == [0.7]
+    two = cost_aware_weights(torch.tensor([0.9, 0.1]).double(), np.array([0.0, 2.0]), 0.3, baseline=True)
+    assert two.tolist() == pytest.approx([0.4 + 0.15, -0.4 - 0.15])
 
 
 def test_the_cost_term_is_zero_where_no_architecture_is_over_its_target() -> None:

@@ -167,6 +167,20 @@ def test_one_bad_path_is_dropped_and_the_others_go_on(caplog: pytest.LogCaptureF
     assert math.isfinite(epoch.entropy)
 
 
+@pytest.mark.parametrize("baseline", [False, True])
+def test_alpha_learns_as_if_a_bad_sample_had_not_been_drawn(baseline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [search(warmup_epochs=0, theta=0, baseline=baseline, targets={"flops": 40_000}) for _ in range(2)]
+    likelihood = torch.tensor([0.1, math.nan, -0.2, math.inf, 0.0], dtype=torch.float64)
+    genomes = found[0].distribution.sample(5, np.random.default_rng(0))
+    batch = next(halves()[0].train_batches(0))
+    for one, kept in zip(found, ([0, 1, 2, 3, 4], [0, 2, 4]), strict=True):
+        monkeypatch.setattr(one.distribution, "sample", lambda *_, kept=kept: genomes[kept])
+        monkeypatch.setattr(one, "log_likelihoods", lambda *_, kept=kept: likelihood[kept])
+        one.update(batch, batch)
+    assert torch.equal(found[0].distribution.alpha, found[1].distribution.alpha)
+    assert found[0].distribution.alpha.detach().nan_to_num(0, 0, 0).abs().max() > 0
+
+
 def test_only_what_was_drawn_moves() -> None:
     found = search(warmup_epochs=0, theta=0, sampling="fixed", samples=1, momentum=0.0)
     before = {name: weight.detach().clone() for name, weight in found.supernet.weights.items()}

@@ -130,7 +130,10 @@ def test_another_search_is_refused(tmp_path: Path) -> None:
         ({"targets": {"flops": 10}}, r"target flops: 10; the cheapest of small has \d+"),
         ({"data": DataConfig(name="digits", withhold="half", classes=5)}, "small: has 10 classes; the data have 5"),
         ({"batch_size": 500}, "batch_size: got 500, allowed are at most the 96 training images"),
-        ({"space": pynas.load_space("fbnetv2_f"), "targets": {}}, "fbnetv2_f: takes images of 3 channels; those of the data have 1"),
+        (
+            {"space": pynas.load_space("fbnetv2_f"), "targets": {}},
+            "fbnetv2_f: takes images of 3 channels; those of the data have 1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
