@@ -44,7 +44,7 @@ class SupernetConfig(BaseModel):
     likelihood: Literal["sum", "mean"] = "mean"
     """How the log-likelihoods of a batch's images make that of an architecture: PARSEC's sum, or their mean."""
 
-    temperature: float = Field(0.05, gt=0)
+    temperature: float = Field(0.1, gt=0)
     """What log-likelihoods are divided by before they make importance weights, in nats: see docs/fpnas.md."""
 
     baseline: bool = True
