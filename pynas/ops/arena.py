@@ -32,6 +32,7 @@ CHUNK = 4096  # values that one block of a GPU takes at once
 FINITE = sys.float_info.max
 
 _gradient = attrgetter("grad")
+_is_trained = attrgetter("requires_grad")
 
 
 class Arena:
@@ -39,6 +40,7 @@ class Arena:
 
     module: None for the groups alone. groups: None for all parameters of the module in one group.
     gradient_views: gradients too lie in contiguous storage, as views that `zero_gradients` sets and `backward` adds to.
+    Those that are there already move into the views; a parameter without one has none until `zero_gradients`.
     That spares a GPU the copy of their addresses at every step and costs a pass over them; otherwise a gradient is
     wherever backward left it.
 
@@ -88,6 +90,7 @@ class Arena:
         self.gradients: list[Tensor] = []
         if gradient_views:
             self._lay_out_gradients()
+        self._watch = Watch(tensors=[*self.tensors, *self.gradients])
 
     def _adopt(self) -> None:
         self.weights = self.flat(0.0)
@@ -104,7 +107,6 @@ class Arena:
                     view = view_of(self.low, place, t.shape, strides_of(t)).copy_(t)
                 t.data = view
         self._nothing = torch.empty(0, device=self.device)
-        self._watch = Watch(tensors=self.tensors)
         self.chunks = self._chunks(range(len(self.parameters)), [0] * len(self.parameters)).to(self.device)
 
     def _lay_out_gradients(self) -> None:
@@ -125,15 +127,34 @@ class Arena:
         starts = [(g.data_ptr() - first[g.dtype]) // g.itemsize for g in self.gradients]
         rows = [list(first).index(g.dtype) for g in self.gradients]
         self._view_chunks = self._chunks(rows, starts).to(self.device)
-        self.zero_gradients()
+        with torch.no_grad():
+            for p, view in zip(self.parameters, self.gradients):
+                if p.grad is not None and _can_move(p.grad, view):
+                    p.grad = view.copy_(p.grad)
 
     def zero_gradients(self) -> None:
-        """Sets gradients to zero and, where backward or another put them elsewhere, back into the arena."""
+        """Sets gradients to zero and, where backward or another put them elsewhere, back into the arena.
+
+        One that is not trained (`requires_grad` is false) is left without.
+        """
         for flat in self.flat_gradients.values():
             flat.zero_()
         for p, gradient in zip(self.parameters, self.gradients):
-            if p.grad is not gradient and p.requires_grad:
+            if not p.requires_grad:
+                p.grad = None
+            elif p.grad is not gradient:
                 p.grad = gradient
+
+    def forget_frozen(self) -> None:
+        """Takes the view from parameters that are not trained, if backward did not reach them before they were frozen.
+
+        What has no gradient stands still; a gradient of zero would go on with weight decay and momentum.
+        """
+        if all(map(_is_trained, self.parameters)):
+            return
+        for p, gradient in zip(self.parameters, self.gradients):
+            if p.grad is gradient and not p.requires_grad and not gradient.any():
+                p.grad = None
 
     def flat(self, value: float) -> Tensor:
         """float32 (values): one of the arena's size, all `value`."""
@@ -145,7 +166,7 @@ class Arena:
         return [view_of(flat, offset, *shape) for offset, shape in zip(self.offsets, self._shapes)]
 
     def in_place(self) -> bool:
-        """Whether all tensors are as the arena put them: of the same device, dtype, memory, shape and strides."""
+        """Whether all tensors and views are as the arena put them: of one device, dtype, memory, shape and strides."""
         return self._watch.undisturbed()
 
     def chunks_and_gradients(self) -> tuple[Tensor, list[Tensor]]:
@@ -232,6 +253,15 @@ class Watch:
 
     def _counting(self, tensors: list[Tensor | None]) -> list[Tensor]:
         return [t for t in tensors if t is not None and (self._integers or t.is_floating_point())]
+
+
+def _can_move(gradient: Tensor, view: Tensor) -> bool:
+    """Whether the view can stand for the gradient; a step reads or refuses others where they are."""
+    return (
+        gradient.layout == torch.strided
+        and not gradient.requires_grad  # has a graph of its own
+        and (gradient.dtype, gradient.device, gradient.shape) == (view.dtype, view.device, view.shape)
+    )
 
 
 def _place(tensor: Tensor) -> object:

@@ -28,7 +28,8 @@ class _FusedOptimizer(torch.optim.Optimizer):
     something else, the master follows.
     module, average: a module and a copy of it, whose parameters and floating buffers follow the module's after each
     step by average <- average_decay average + (1 - average_decay) value, and are float32 from now on.
-    gradient_views: see `Arena`; `zero_grad` then sets gradients to zero, never to None.
+    gradient_views: see `Arena`; `zero_grad` then sets gradients to zero, and to None only those of frozen parameters.
+    So one that is trained and that backward does not reach has a gradient of zero, as `zero_grad(False)` leaves it.
 
     What moves or replaces tensors of parameters, module or average (`Module.to`, `p.data = `,
     `load_state_dict(assign=True)`, a new buffer by an old name) is noticed in the next step, which lays all out anew;
@@ -65,7 +66,9 @@ class _FusedOptimizer(torch.optim.Optimizer):
         self._gradient_views = gradient_views
         self._arena: Arena | None = None
         super().__init__(params, defaults)
-        self._lay_out()
+        arena = self._lay_out()
+        if gradient_views and all(p.grad is None for p in arena.parameters):
+            arena.zero_gradients()
 
     # --- layout ---
 
@@ -123,7 +126,7 @@ class _FusedOptimizer(torch.optim.Optimizer):
                 mean = follows[id(value)]
                 mean.data = place.copy_(mean)
         self._outside = ([follows[id(value)] for value in arena.outside], arena.outside)
-        self._watch = Watch((self._module, average))
+        self._watch = Watch((self._module, average), arena.gradients)
 
     # --- torch.optim.Optimizer ---
 
@@ -141,6 +144,8 @@ class _FusedOptimizer(torch.optim.Optimizer):
         rates = [self._rates(group) for group in self.param_groups]
         checked_rate("optimizer: average_decay", self.average_decay)
         arena = self.arena
+        if self._gradient_views:
+            arena.forget_frozen()
         if self._without_state:
             self._begin_states()
         if has_kernels(arena.device):
@@ -193,7 +198,7 @@ class _FusedOptimizer(torch.optim.Optimizer):
             reference_arena.ema_update([self._flat_average], [arena.weights], self.average_decay)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Gradients become None, or zero where they are views of the arena."""
+        """Gradients become None, or zero where they are views of the arena; those of frozen parameters None."""
         if self._gradient_views:
             self.arena.zero_gradients()
         else:

@@ -112,6 +112,7 @@ def test_a_move_is_noticed(move: str, library: bool, monkeypatch: pytest.MonkeyP
 def test_gradient_views_are_zeroed_and_added_to() -> None:
     module = network()
     arena = Arena(module, gradient_views=True)
+    arena.zero_gradients()
     gradients = [p.grad for p in module.parameters()]
     for _ in range(2):
         module(torch.ones(2, 3, 3, 3)).sum().backward()

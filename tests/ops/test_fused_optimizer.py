@@ -586,3 +586,103 @@ def test_gradients_of_another_dtype_are_refused() -> None:
     parameter.grad = torch.ones(1 << 16, dtype=torch.bfloat16)
     with pytest.raises(PynasError, match=r"gradient is torch.bfloat16; allowed: its parameter's type, torch.float32"):
         SGDEMA([parameter], 1.0).step()
+
+
+def backward(network: Any, seed: int = 0) -> None:
+    x = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    network(x).square().mean().backward()
+
+
+def two_halves(kind: Any, network: Any, views: bool) -> list[Any]:
+    """Each optimizer's arena also has the other's parameters, so that each step lays all out anew."""
+    halves = (
+        [*network.conv.parameters(), *network.norm.parameters()],
+        [*network.head.parameters(), *network.out.parameters()],
+    )
+    return [
+        kind(half, 0.1, module=network, average=copy.deepcopy(network), average_decay=0.9, gradient_views=views)
+        for half in halves
+    ]
+
+
+@fused_kinds
+@pytest.mark.parametrize("ops", [pytest.param("fused", marks=needs_library), "reference"])
+@pytest.mark.parametrize("what", ["buffer", "halves", "group", "channels_last", "data", "grad", "late", "set to none"])
+def test_a_new_layout_keeps_gradients(kind: Any, ops: Any, what: str) -> None:
+    """What backward has computed is what a step without views would take."""
+    outcomes = []
+    for views in (True, False):
+        network: Any = Net()
+        with pynas.ops.using(ops):
+            if what == "halves":
+                made = two_halves(kind, network, views)
+            elif what == "late":
+                backward(network)
+                made = [kind(network.parameters(), 0.1, weight_decay=0.1, gradient_views=views)]
+            else:
+                average = copy.deepcopy(network)
+                first = list(network.parameters())[2 if what == "group" else 0 :]
+                options = {"module": network, "average": average, "average_decay": 0.9, "weight_decay": 0.1}
+                made = [kind(first, 0.1, **options, gradient_views=views)]
+            for i in range(3):
+                for optimizer in made if i else ():
+                    optimizer.zero_grad()
+                if what == "set to none":
+                    network.zero_grad()
+                if i or what != "late":
+                    backward(network, i)
+                network.unused.grad = None if what != "group" or i else torch.ones(5)
+                if what in ("buffer", "set to none"):  # as DINO's center
+                    network.norm.running_mean = network.norm.running_mean * 0.9
+                elif what == "group" and i == 0:
+                    made[0].add_param_group({"params": [network.odd, network.unused]})
+                elif what == "channels_last":
+                    network.to(memory_format=torch.channels_last)
+                elif what == "data":
+                    network.head.weight.data = network.head.weight.data.clone()
+                elif what == "grad":
+                    for p in network.parameters():
+                        if p.grad is not None:
+                            p.grad.data = 2.0 * p.grad.data
+                for optimizer in made:
+                    optimizer.step()
+        outcomes.append([*everything(network), *(s for optimizer in made for s in states(optimizer))])
+    same(*outcomes)
+
+
+@fused_kinds
+@pytest.mark.parametrize("ops", [pytest.param("fused", marks=needs_library), "reference"])
+@pytest.mark.parametrize("zero_first", [False, True])
+def test_a_frozen_parameter_stands_still(kind: Any, ops: Any, zero_first: bool) -> None:
+    network = Net()
+    with pynas.ops.using(ops):
+        optimizer, _ = make(kind, network, gradient_views=True)
+        steps(network, optimizer, 2)
+        optimizer.zero_grad()
+        network.head.requires_grad_(False)
+        before = network.head.weight.clone()
+        for i in range(2):
+            if zero_first:
+                optimizer.zero_grad()
+            backward(network, i)
+            optimizer.step()
+        assert torch.equal(network.head.weight, before)
+        network.head.requires_grad_(True)
+        steps(network, optimizer, 1)
+        assert not torch.equal(network.head.weight, before)
+        backward(network)
+        network.head.requires_grad_(False)  # its gradient is there: torch's optimizers take it too
+        before = network.head.weight.clone()
+        optimizer.step()
+        assert not torch.equal(network.head.weight, before)
+
+
+@needs_library
+def test_a_frozen_parameter_stands_still_from_the_start() -> None:
+    p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = SGDEMA([p, q], 0.1, weight_decay=0.1, gradient_views=True)
+    q.requires_grad_(False)
+    p.sum().backward()
+    optimizer.step()
+    assert torch.equal(q, torch.ones(3))
+    assert q not in optimizer.state
