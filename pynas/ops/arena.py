@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import dlpack
 
 from pynas.errors import PynasError
@@ -48,7 +49,9 @@ class Arena:
     tensors: all that have a place, parameters first; shape and strides of their views are theirs.
 
     Raises PynasError for tensors on several devices or without values, as on the meta device, and for parameters that
-    are neither float32 nor bfloat16. Floating buffers of other types are left where they are, in `outside`.
+    are neither float32 nor bfloat16, that come twice, whose memory is another tensor's too, or that lie in memory which
+    processes share: whoever uses it would not see what becomes of them. What else the module has of other types or in
+    such memory is left where it is, in `outside`.
     """
 
     def __init__(
@@ -63,11 +66,25 @@ class Arena:
         if groups is None:
             assert module is not None
             groups = [list(module.parameters())]
+        every = [] if module is None else floats(module)
+        require_values("Arena", chain(every, *groups))
         self.parameters = [p for group in groups for p in group if p.numel()]
         owned = {id(p) for p in self.parameters}
-        others = [] if module is None else [t for t in floats(module) if id(t) not in owned and t.numel()]
-        self.outside = [t for t in others if t.dtype != torch.float32]
-        self.tensors = self.parameters + [t for t in others if t.dtype == torch.float32]
+        if len(owned) < len(self.parameters):
+            again = len(self.parameters) - len(owned)
+            raise PynasError(f"Arena: got {again} parameters more than once; allowed: each parameter once")
+        others = [t for t in every if id(t) not in owned and t.numel()]
+        tied = overlapping([*self.parameters, *others])
+        if wrong := len(tied & owned):
+            raise PynasError(
+                f"Arena: got {wrong} parameters that share memory with others; allowed: memory of its own for each (a "
+                "parameter that several modules are to share is one tensor in all of them)"
+            )
+        if wrong := sum(map(in_shared_memory, self.parameters)):
+            raise PynasError(f"Arena: got {wrong} parameters in shared memory; allowed: memory of this process alone")
+        inside = [t.dtype == torch.float32 and id(t) not in tied and not in_shared_memory(t) for t in others]
+        self.outside = [t for t, fits in zip(others, inside) if not fits]
+        self.tensors = self.parameters + [t for t, fits in zip(others, inside) if fits]
         if not self.tensors:
             raise PynasError("Arena: got no parameter with a value; allowed: at least one")
         self.device = self.tensors[0].device
@@ -317,6 +334,36 @@ def has_kernels(device: torch.device) -> bool:
 def floats(module: nn.Module) -> list[Tensor]:
     """Parameters and floating buffers of a module, each once."""
     return [*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())]
+
+
+def require_values(where: str, tensors: Iterable[Tensor]) -> None:
+    """Raises PynasError for parameters of lazy modules that have no shape yet."""
+    if any(map(is_lazy, tensors)):
+        raise PynasError(
+            f"{where}: got a parameter without a shape, of a lazy module; allowed: a module that has been called once"
+        )
+
+
+def in_shared_memory(tensor: Tensor) -> bool:
+    """Whether other processes may use the tensor's memory, as after `share_memory_`."""
+    return tensor.device.type == "cpu" and tensor.is_shared()
+
+
+def overlapping(tensors: Iterable[Tensor]) -> set[int]:
+    """The ids of those from whose first to last byte some byte is another's too."""
+    runs = []
+    for i, t in enumerate(tensors):
+        if t.numel() and (start := t.data_ptr()):
+            last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride()))
+            runs.append((str(t.device), start, start + (last + 1) * t.itemsize, i, id(t)))
+    found = set()
+    furthest = None
+    for run in sorted(runs):
+        if furthest is not None and run[0] == furthest[0] and run[1] < furthest[2]:
+            found |= {run[-1], furthest[-1]}
+        if furthest is None or run[0] != furthest[0] or run[2] > furthest[2]:
+            furthest = run
+    return found
 
 
 def placed(tensors: Iterable[Tensor]) -> tuple[list[int], int]:

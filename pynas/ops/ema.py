@@ -10,7 +10,19 @@ from torch import Tensor, nn
 
 from pynas.errors import PynasError
 from pynas.ops import reference_arena
-from pynas.ops.arena import Watch, chunks, floats, has_kernels, placed, strides_of, view_of, zeros
+from pynas.ops.arena import (
+    Watch,
+    chunks,
+    floats,
+    has_kernels,
+    in_shared_memory,
+    overlapping,
+    placed,
+    require_values,
+    strides_of,
+    view_of,
+    zeros,
+)
 
 
 def ema_update(averages: Tensor | Sequence[Tensor], values: Tensor | Sequence[Tensor], decay: float) -> None:
@@ -78,6 +90,7 @@ class ModelEma(nn.Module):
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, device: torch.device | str | None = None) -> None:
         super().__init__()
+        require_values("ModelEma", [*model.parameters(), *model.buffers()])
         self.decay = _checked_decay("ModelEma", decay)
         self.device = None if device is None else torch.device(device)
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
@@ -118,8 +131,10 @@ class _Plan:
             raise PynasError("ModelEma: got a model of other parameters or buffers; allowed: the one it was made of")
         fused: list[tuple[Tensor, Tensor]] = []
         rest: list[tuple[Tensor, Tensor]] = []
+        tied = overlapping(averages)  # these and those in shared memory must not be moved
         for a, v in zip(averages, values):
-            (fused if _fits(a, v) else rest).append((a, v))
+            apart = id(a) not in tied and not in_shared_memory(a)
+            (fused if apart and _fits(a, v) else rest).append((a, v))
         self._model = model
         self._fused = has_kernels(values[0].device) if values else False
         self._every = list(zip(averages, values))

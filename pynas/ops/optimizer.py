@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pynas.errors import PynasError
 from pynas.ops import reference_arena
-from pynas.ops.arena import FINITE, Arena, Watch, checked_rate, floats, has_kernels
+from pynas.ops.arena import FINITE, Arena, Watch, checked_rate, floats, has_kernels, in_shared_memory, overlapping
 
 MASTER = "master"
 
@@ -34,8 +34,9 @@ class _FusedOptimizer(torch.optim.Optimizer):
     What moves or replaces tensors of parameters, module or average (`Module.to`, `p.data = `,
     `load_state_dict(assign=True)`, a new buffer by an old name) is noticed in the next step, which lays all out anew;
     a module by an old name is not.
-    Raises PynasError for parameters that an arena does not take, for an average of another structure, and, in a step
-    too, for rates outside their range and for a module whose parameters are no longer the optimizer's.
+    Raises PynasError, in a step too, for parameters that an arena does not take, for an average of another structure or
+    whose tensors share memory, for rates outside their range and for a module whose parameters are no longer the
+    optimizer's.
     """
 
     initial: ClassVar[dict[str, float]]  # the state's names and initial values, in the kernel's order
@@ -120,10 +121,15 @@ class _FusedOptimizer(torch.optim.Optimizer):
         missing = sum(id(p) not in follows for p in arena.parameters)
         if missing:
             raise PynasError(f"optimizer: {missing} parameters are not the module's; allowed: parameters of module")
+        moved = [follows[id(value)] for value in arena.tensors]
+        if overlapping(moved) or any(map(in_shared_memory, moved)):
+            raise PynasError(
+                "optimizer: average has parameters or buffers that share memory, with each other or with processes; "
+                "allowed: memory of its own for each"
+            )
         self._flat_average = arena.flat(0.0)
         with torch.no_grad():
-            for value, place in zip(arena.tensors, arena.views(self._flat_average)):
-                mean = follows[id(value)]
+            for mean, place in zip(moved, arena.views(self._flat_average)):
                 mean.data = place.copy_(mean)
         self._outside = ([follows[id(value)] for value in arena.outside], arena.outside)
         self._watch = Watch((self._module, average), arena.gradients)
@@ -207,6 +213,12 @@ class _FusedOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self._rates({**self.defaults, **param_group})
         self.add_param_group_of_torch(param_group)
+        added = self.param_groups[-1]["params"]
+        if len(set(added)) < len(added):
+            self.param_groups.pop()
+            raise PynasError(
+                f"optimizer: got {len(added) - len(set(added))} parameters more than once; allowed: each parameter once"
+            )
         self._arena = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -135,6 +135,65 @@ def test_shared_parameters_and_empty_ones_have_one_place() -> None:
     assert len(Arena(module).tensors) == 3
 
 
+def tied_by_data(module: Any) -> None:
+    module[5].bias.data = module[1].weight.data[:1]
+
+
+def tied_to_a_frozen_one(module: Any) -> None:
+    module[3].running_mean = module[0].weight.data.view(-1)[5:10]
+
+
+def interleaved(module: Any) -> None:
+    values = torch.zeros(5, 2)
+    module[3].weight.data, module[3].bias.data = values[:, 0], values[:, 1]
+
+
+@pytest.mark.parametrize(
+    ("tie", "count"), [(tied_by_data, 2), (tied_to_a_frozen_one, 1), (interleaved, 2)], ids=lambda v: str(v)[:20]
+)
+def test_parameters_that_share_memory_are_refused(tie: Any, count: int) -> None:
+    module = network()
+    tie(module)
+    before = [(t.data_ptr(), t.clone()) for t in module.state_dict().values()]
+    with pytest.raises(PynasError, match=f"got {count} parameters that share memory with others; allowed: memory of"):
+        Arena(module)
+    assert all(t.data_ptr() == a and torch.equal(t, v) for t, (a, v) in zip(module.state_dict().values(), before))
+
+
+def test_parameters_in_shared_memory_and_duplicates_are_refused() -> None:
+    module = network()
+    module[5].share_memory()
+    with pytest.raises(PynasError, match="got 2 parameters in shared memory; allowed: memory of this process alone"):
+        Arena(module)
+    p = nn.Parameter(torch.zeros(3))
+    for groups in ([[p, p]], [[p], [p]]):
+        with pytest.raises(PynasError, match="got 1 parameters more than once; allowed: each parameter once"):
+            Arena(None, groups)
+
+
+def test_parts_of_one_storage_are_taken() -> None:
+    """As cuDNN lays out recurrent layers."""
+    values = torch.arange(10.0)
+    p, q = nn.Parameter(values[:4]), nn.Parameter(values[4:])
+    Arena(None, [[p, q]])
+    assert torch.equal(torch.cat([p.detach(), q.detach()]), torch.arange(10.0))
+
+
+def test_buffers_that_share_memory_are_left_where_they_are() -> None:
+    module: Any = network()
+    module[3].running_mean = module[1].running_mean[:5]
+    module[3].running_var.share_memory_()
+    arena = Arena(module)
+    assert len(arena.outside) == 3
+    assert module[3].running_mean.data_ptr() == module[1].running_mean.data_ptr()
+    assert module[3].running_var.is_shared()
+
+
+def test_a_lazy_parameter_is_refused() -> None:
+    with pytest.raises(PynasError, match="Arena: got a parameter without a shape, of a lazy module; allowed: a module"):
+        Arena(nn.LazyLinear(3))
+
+
 def test_other_types_and_devices_are_refused() -> None:
     with pytest.raises(PynasError, match=r"parameter of torch.float64; allowed: float32, bfloat16"):
         Arena(None, [[nn.Parameter(torch.zeros(3, dtype=torch.float64))]])

@@ -686,3 +686,63 @@ def test_a_frozen_parameter_stands_still_from_the_start() -> None:
     optimizer.step()
     assert torch.equal(q, torch.ones(3))
     assert q not in optimizer.state
+
+
+def tied(network: Any) -> None:
+    network.odd.data = network.unused.data[1:4]
+
+
+def shared(network: Any) -> None:
+    network.head.share_memory()
+
+
+@fused_kinds
+@pytest.mark.parametrize(
+    ("change", "message"), [(tied, "parameters that share memory with others"), (shared, "parameters in shared memory")]
+)
+def test_shared_memory_is_refused(kind: Any, change: Callable[[nn.Module], None], message: str) -> None:
+    network = Net()
+    change(network)
+    with pytest.raises(PynasError, match=f"got 2 {message}; allowed: memory of"):
+        kind(network.parameters(), 0.1)
+    network = Net()
+    optimizer = kind(network.parameters(), 0.1)
+    steps(network, optimizer, 1)
+    change(network)
+    backward(network)
+    before = everything(network)
+    with pytest.raises(PynasError, match=f"got 2 {message}; allowed: memory of"):
+        optimizer.step()
+    same(everything(network), before)
+    network = Net()
+    average = copy.deepcopy(network)
+    optimizer = kind(network.parameters(), 0.1, module=network, average=average)
+    change(average)
+    message = "average has parameters or buffers that share memory, with each other"
+    with pytest.raises(PynasError, match=message):
+        optimizer.step()
+    with pytest.raises(PynasError, match=message):
+        kind(network.parameters(), 0.1, module=network, average=average)
+
+
+@fused_kinds
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_a_parameter_that_comes_twice_is_refused(kind: Any) -> None:
+    p, q = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+    message = "optimizer: got 1 parameters more than once; allowed: each parameter once"
+    with pytest.raises(PynasError, match=message):
+        kind([p, p], 0.1)
+    optimizer = kind([p], 0.1)
+    with pytest.raises(PynasError, match=message):
+        optimizer.add_param_group({"params": [q, q]})
+    assert len(optimizer.param_groups) == 1
+    optimizer.step()
+
+
+def test_lazy_parameters_are_refused() -> None:
+    network = nn.LazyLinear(3)
+    for options in ({}, {"module": network, "average": copy.deepcopy(network)}):
+        with pytest.raises(
+            PynasError, match="got a parameter without a shape, of a lazy module; allowed: a module that"
+        ):
+            SGDEMA(network.parameters(), 0.1, **options)

@@ -282,3 +282,23 @@ def test_model_ema_refuses_another_model() -> None:
     ema = ModelEma(nn.Linear(3, 2))
     with pytest.raises(PynasError, match="a model of other parameters or buffers"):
         ema.update(nn.Linear(3, 3))
+
+
+def test_model_ema_leaves_shared_memory_shared() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    ema, expected = ModelEma(model, 0.9), copy.deepcopy(model)
+    ema.module[0].share_memory()
+    ema.module[1].bias.data = ema.module[1].weight.data[0]
+    expected[1].bias.data = expected[1].weight.data[0]
+    for i in range(2):
+        change(model, i)
+        ema.update(model)
+        follow(expected, model, 0.9)
+    assert ema.module[0].weight.is_shared()
+    for a, b in zip(ema.module.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_model_ema_refuses_a_lazy_model() -> None:
+    with pytest.raises(PynasError, match="ModelEma: got a parameter without a shape, of a lazy module; allowed: a mod"):
+        ModelEma(nn.LazyLinear(3))
