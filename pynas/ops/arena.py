@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import dlpack
 
 from pynas.errors import PynasError
@@ -104,6 +104,7 @@ class Arena:
         self._matrices = [i for i, p in enumerate(self.parameters) if sum(size > 1 for size in p.shape) > 1]
         self._matrix_strides = [self._gradient_strides[i] for i in self._matrices]
         self._copies: list[Tensor] = []  # of gradients in another order, until the next step
+        self.stepped: list[Tensor] = []  # the parameters that had a gradient when the kernel's arguments were made
         self.gradients: list[Tensor] = []
         if gradient_views:
             self._lay_out_gradients()
@@ -193,6 +194,7 @@ class Arena:
         none. Raises PynasError for a sparse one and for one of another dtype.
         """
         gradients = list(map(_gradient, self.parameters))
+        self.stepped = self.parameters
         if self.gradients and all(map(is_, gradients, self.gradients)):
             return self._view_chunks, list(self.flat_gradients.values())
         self._copies.clear()
@@ -206,6 +208,7 @@ class Arena:
     def chunks_and_ordered_gradients(self) -> tuple[Tensor, list[Tensor]]:
         """The same with every gradient looked at."""
         self._copies.clear()
+        self.stepped = [p for p in self.parameters if p.grad is not None]
         return self.chunks, [self._ordered(i, gradient) for i, gradient in enumerate(map(_gradient, self.parameters))]
 
     def _ordered(self, index: int, gradient: Tensor | None) -> Tensor:
@@ -338,7 +341,7 @@ def floats(module: nn.Module) -> list[Tensor]:
 
 def require_values(where: str, tensors: Iterable[Tensor]) -> None:
     """Raises PynasError for parameters of lazy modules that have no shape yet."""
-    if any(map(is_lazy, tensors)):
+    if any(isinstance(t, (UninitializedParameter, UninitializedBuffer)) for t in tensors):
         raise PynasError(
             f"{where}: got a parameter without a shape, of a lazy module; allowed: a module that has been called once"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from pynas.errors import PynasError
 from pynas.ops import reference_arena
 from pynas.ops.arena import (
     Watch,
+    checked_rate,
     chunks,
     floats,
     has_kernels,
@@ -25,7 +26,7 @@ from pynas.ops.arena import (
 )
 
 
-def ema_update(averages: Tensor | Sequence[Tensor], values: Tensor | Sequence[Tensor], decay: float) -> None:
+def ema_update(averages: Tensor | Iterable[Tensor], values: Tensor | Iterable[Tensor], decay: float) -> None:
     """averages <- averages + (1 - decay) (values - averages), in place, as torch.lerp computes it.
 
     averages, values: a tensor each, or as many tensors of the same shapes; of any floating type, computed in that of
@@ -33,14 +34,13 @@ def ema_update(averages: Tensor | Sequence[Tensor], values: Tensor | Sequence[Te
     flat tensors of an `Arena`. Sequences are torch's grouped operation; `ModelEma` is the faster way there. No gradient
     flows, and autocast changes nothing.
 
-    Raises PynasError for a decay outside [0, 1], for another number of tensors, for other shapes or devices, and for
-    averages that are not floating.
+    Raises PynasError for a decay outside [0, 1], for another number of tensors, for other shapes or devices, for
+    averages that are not floating, and for what is no tensor or has no shape yet.
     """
-    _checked_decay("ema_update", decay)
-    if isinstance(averages, Tensor) or isinstance(values, Tensor):
-        if not (isinstance(averages, Tensor) and isinstance(values, Tensor)):
-            raise PynasError("ema_update: got a tensor and a sequence; allowed: two tensors, or two sequences of them")
-        averages, values = [averages], [values]
+    decay = checked_rate("ema_update: decay", decay)
+    if isinstance(averages, Tensor) != isinstance(values, Tensor):
+        raise PynasError("ema_update: got a tensor and a sequence; allowed: two tensors, or two sequences of them")
+    averages, values = _tensors("averages", averages), _tensors("values", values)
     if len(averages) != len(values):
         raise PynasError(f"ema_update: got {len(averages)} averages and {len(values)} values; allowed: as many")
     for average, value in zip(averages, values):
@@ -56,7 +56,7 @@ def ema_update(averages: Tensor | Sequence[Tensor], values: Tensor | Sequence[Te
         if not torch.compiler.is_compiling():
             torch.autograd.graph.increment_version(averages[0])
     elif len(averages):
-        reference_arena.ema_update(list(averages), list(values), decay)
+        reference_arena.ema_update(averages, values, decay)
 
 
 def ema_multi_avg_fn(decay: float = 0.999) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
@@ -65,7 +65,7 @@ def ema_multi_avg_fn(decay: float = 0.999) -> Callable[[Sequence[Tensor], Sequen
     As torch's `get_ema_multi_avg_fn`, also of integers: their average is truncated.
     Raises PynasError for a decay outside [0, 1].
     """
-    _checked_decay("ema_multi_avg_fn", decay)
+    decay = checked_rate("ema_multi_avg_fn: decay", decay)
 
     def update(averages: Sequence[Tensor], values: Sequence[Tensor], averaged: Tensor | int) -> None:
         if averages and averages[0].is_floating_point():
@@ -84,15 +84,16 @@ class ModelEma(nn.Module):
     float32, in contiguous storage; other floating ones in their own type; the rest, such as counts, is copied.
     The model's own tensors stay where they are, and may move.
 
-    device: of the average, by default the model's. Raises PynasError for a decay outside [0, 1], and in `update` and
-    `set` for a model of other parameters or buffers.
+    device: of the average, by default the model's ("" too, as in timm's first ModelEma).
+    Raises PynasError for a decay outside [0, 1], for a lazy module without shapes, and in `update` and `set` for a
+    model of other parameters or buffers.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, device: torch.device | str | None = None) -> None:
         super().__init__()
         require_values("ModelEma", [*model.parameters(), *model.buffers()])
-        self.decay = _checked_decay("ModelEma", decay)
-        self.device = None if device is None else torch.device(device)
+        self.decay = checked_rate("ModelEma: decay", decay)
+        self.device = None if device is None or device == "" else torch.device(device)
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         if self.device is not None:
             self.module.to(self.device)
@@ -101,9 +102,14 @@ class ModelEma(nn.Module):
                 tensor.data = tensor.data.float()
         self._plan: _Plan | None = None
 
-    def update(self, model: nn.Module) -> None:
-        """module <- module + (1 - decay) (model - module)."""
-        self._plan_for(model).update(_checked_decay("ModelEma", self.decay))
+    @property
+    def ema(self) -> nn.Module:
+        """`module`, by the name it has in timm's first ModelEma."""
+        return self.module
+
+    def update(self, model: nn.Module, step: int | None = None) -> None:
+        """module <- module + (1 - decay) (model - module). step: taken as timm's ModelEmaV3 does, and of no effect."""
+        self._plan_for(model).update(checked_rate("ModelEma: decay", self.decay))
 
     def set(self, model: nn.Module) -> None:
         """module <- model, as at the start."""
@@ -148,6 +154,7 @@ class _Plan:
     def _lay_out(self, averages: list[Tensor], values: list[Tensor]) -> None:
         offsets, size = placed(values)
         device = values[0].device
+        self._averages = [a for a in averages if not a.is_inference()]  # such have no version
         self._flat = zeros(size, torch.float32, device)
         for a, v, offset in zip(averages, values, offsets):
             a.data = view_of(self._flat, offset, v.shape, v.stride()).copy_(a)
@@ -173,6 +180,7 @@ class _Plan:
     def update(self, decay: float) -> None:
         if self._flat is not None:
             torch.ops.pynas.ema_update_from.default(self._flat, self._chunks, self._values.number, decay)
+            torch.autograd.graph.increment_version(self._averages)  # that changed by way of `_flat`
         for a, v in self._copied:
             a.copy_(v)
         if self._others:
@@ -201,7 +209,15 @@ def _has_kernel(average: Tensor, value: Tensor) -> bool:
     )
 
 
-def _checked_decay(where: str, decay: float) -> float:
-    if not 0.0 <= decay <= 1.0:
-        raise PynasError(f"{where}: decay is {decay}; allowed: from 0 to 1")
-    return decay
+def _tensors(name: str, given: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(given, Tensor):
+        given = [given]
+    allowed = "a tensor, or several in a sequence"
+    if not isinstance(given, Iterable):
+        raise PynasError(f"ema_update: {name} is {type(given).__name__}; allowed: {allowed}")
+    tensors = list(given)
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise PynasError(f"ema_update: {name} has a {type(tensor).__name__} in it; allowed: {allowed}")
+    require_values("ema_update", tensors)
+    return tensors

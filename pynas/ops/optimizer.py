@@ -18,6 +18,7 @@ from pynas.ops import reference_arena
 from pynas.ops.arena import FINITE, Arena, Watch, checked_rate, floats, has_kernels, in_shared_memory, overlapping
 
 MASTER = "master"
+NOT_DONE = ("nesterov", "dampening", "maximize", "centered", "differentiable")  # of torch's SGD and RMSprop
 
 
 class _FusedOptimizer(torch.optim.Optimizer):
@@ -35,8 +36,8 @@ class _FusedOptimizer(torch.optim.Optimizer):
     `load_state_dict(assign=True)`, a new buffer by an old name) is noticed in the next step, which lays all out anew;
     a module by an old name is not.
     Raises PynasError, in a step too, for parameters that an arena does not take, for an average of another structure or
-    whose tensors share memory, for rates outside their range and for a module whose parameters are no longer the
-    optimizer's.
+    whose tensors share memory, for rates outside their range, for a group with an option of torch's optimizers that is
+    not done here (NOT_DONE) and for a module whose parameters are no longer the optimizer's.
     """
 
     initial: ClassVar[dict[str, float]]  # the state's names and initial values, in the kernel's order
@@ -104,6 +105,7 @@ class _FusedOptimizer(torch.optim.Optimizer):
         self._without_state = [p for p in arena.parameters if p not in self.state]
         self._watch: Watch | None = None  # of all that the average depends on; without one the arena's own does
         self._flat_average: Tensor | None = None
+        self._averages: list[Tensor] = []
         self._outside: tuple[list[Tensor], list[Tensor]] = ([], [])
         if self._average is not None:
             self._lay_out_average(arena, self._average)
@@ -131,6 +133,7 @@ class _FusedOptimizer(torch.optim.Optimizer):
         with torch.no_grad():
             for mean, place in zip(moved, arena.views(self._flat_average)):
                 mean.data = place.copy_(mean)
+        self._averages = [mean for mean in moved if not mean.is_inference()]  # such have no version
         self._outside = ([follows[id(value)] for value in arena.outside], arena.outside)
         self._watch = Watch((self._module, average), arena.gradients)
 
@@ -160,9 +163,10 @@ class _FusedOptimizer(torch.optim.Optimizer):
                 self._fused_step(arena, of_all, arena.chunks_and_gradients())
             except RuntimeError:  # of a gradient with gaps or of another dtype, before anything was changed
                 self._fused_step(arena, of_all, arena.chunks_and_ordered_gradients())
-            torch.autograd.graph.increment_version(arena.parameters)
+            torch.autograd.graph.increment_version(arena.stepped)
         else:
             self._reference_step(arena)
+        torch.autograd.graph.increment_version(self._averages)  # that changed by way of their arena
         if self._outside[0]:
             reference_arena.ema_update(*self._outside, self.average_decay)
         return loss
@@ -174,6 +178,9 @@ class _FusedOptimizer(torch.optim.Optimizer):
         self._without_state = [p for p in self._without_state if p not in self.state]
 
     def _rates(self, group: Mapping[str, Any], where: str = "optimizer") -> list[float]:
+        for name in NOT_DONE:
+            if group.get(name):
+                raise PynasError(f"{where}: {name} is {group[name]}; allowed: none, for it is not done here")
         return [checked_rate(f"{where}: {name}", group.get(name), most) for name, most in self.rates.items()]
 
     def _fused_step(self, arena: Arena, rates: list[float], gradients: tuple[Tensor, list[Tensor]]) -> None:
@@ -224,16 +231,19 @@ class _FusedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Also that of the optimizer in pynas/train/optimizer.py. State is copied into the arena, in float32.
 
-        Raises ValueError for other groups, PynasError for state of other shapes and rates outside their range; all is
+        Raises ValueError for other groups, PynasError for what is no such state, for state of other shapes, for rates
+        outside their range, and for groups of torch's optimizers that ask for what is not done here (NOT_DONE); all is
         as it was then.
         """
-        given, groups = state_dict["state"], state_dict["param_groups"]
+        given, groups = _parts(state_dict)
         new: dict[Tensor, dict[str, Any]] = {}
         if [len(group["params"]) for group in groups] == [len(group["params"]) for group in self.param_groups]:
             for group, mine in zip(groups, self.param_groups):
                 self._rates(group, "load_state_dict")
                 for number, p in zip(group["params"], mine["params"]):
                     if number in given:
+                        if not isinstance(given[number], Mapping):
+                            raise PynasError(f"load_state_dict: state is {given[number]!r}; allowed: a dictionary")
                         new[p] = dict(given[number])
                         for name in (*self.initial, *({MASTER} & new[p].keys())):
                             _check(p.shape, new[p].get(name), f"load_state_dict: state {name!r}")
@@ -317,6 +327,19 @@ class SGDEMA(_FusedOptimizer):
         self, weights: list[Tensor], gradients: list[Tensor], state: list[list[Tensor]], group: dict[str, Any]
     ) -> None:
         reference_arena.sgd_step(weights, gradients, state[0], group)
+
+
+def _parts(state_dict: Any) -> tuple[Mapping[Any, Any], list[dict[str, Any]]]:
+    where, allowed = "load_state_dict", "what an optimizer's state_dict() returned"
+    if not isinstance(state_dict, Mapping):
+        raise PynasError(f"{where}: got {type(state_dict).__name__}; allowed: {allowed}")
+    state, groups = state_dict.get("state"), state_dict.get("param_groups")
+    if not isinstance(state, Mapping) or not isinstance(groups, (list, tuple)):
+        names = ", ".join(map(str, state_dict)) or "nothing"
+        raise PynasError(f"{where}: got a dictionary of {names}; allowed: {allowed}, with state and param_groups")
+    if not all(isinstance(group, Mapping) and "params" in group for group in groups):
+        raise PynasError(f"{where}: got a group of param_groups without params; allowed: {allowed}")
+    return state, list(groups)
 
 
 def _copy(to: Tensor, value: Any, what: str) -> None:

@@ -746,3 +746,84 @@ def test_lazy_parameters_are_refused() -> None:
             PynasError, match="got a parameter without a shape, of a lazy module; allowed: a module that"
         ):
             SGDEMA(network.parameters(), 0.1, **options)
+
+
+KINDS_OF_OPS = pytest.mark.parametrize("ops", [pytest.param("fused", marks=needs_library), "reference"])
+
+
+@fused_kinds
+@KINDS_OF_OPS
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_step_changes_the_average_for_autograd(kind: Any, ops: Any, mixed: bool) -> None:
+    network = nn.Linear(3, 3).to(torch.bfloat16 if mixed else torch.float32)
+    average = copy.deepcopy(network).float()
+    with pynas.ops.using(ops):
+        optimizer = kind(network.parameters(), 0.1, module=network, average=average, average_decay=0.5)
+        for _ in range(2):
+            loss = average(torch.ones(1, 3, requires_grad=True)).sum()
+            network.weight.grad = torch.ones_like(network.weight)
+            optimizer.step()
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+
+
+@fused_kinds
+@KINDS_OF_OPS
+@pytest.mark.parametrize("views", [False, True])
+def test_what_is_not_stepped_does_not_change_for_autograd(kind: Any, ops: Any, views: bool) -> None:
+    p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    with pynas.ops.using(ops):
+        optimizer = kind([p, q], 0.1, gradient_views=views)
+        for _ in range(2):
+            p.grad, q.grad = torch.ones(3), None
+            loss = q.square().sum()
+            stale = p.square().sum()
+            optimizer.step()
+            loss.backward()
+            assert torch.equal(q.grad, torch.full((3,), 2.0))
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                stale.backward()
+
+
+@pytest.mark.parametrize(("name", "value"), [("nesterov", True), ("maximize", True), ("dampening", 0.5)])
+def test_what_is_not_done_is_refused(name: str, value: Any) -> None:
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = SGDEMA([p], 0.1)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    before, at = copy.deepcopy(optimizer.state_dict()), p.clone()
+    q = nn.Parameter(torch.zeros(3))
+    theirs = torch.optim.SGD([q], 0.7, momentum=0.9, **{name: value})
+    q.grad = torch.ones(3)
+    theirs.param_groups[0]["dampening"] = value if name == "dampening" else 0
+    theirs.step()
+    message = f"{name} is {value}; allowed: none, for it is not done here"
+    with pytest.raises(PynasError, match=f"load_state_dict: {message}"):
+        optimizer.load_state_dict(theirs.state_dict())
+    assert optimizer.state_dict()["param_groups"] == before["param_groups"]
+    same(states(optimizer), [before["state"][0]["momentum_buffer"]])
+    with pytest.raises(PynasError, match=f"optimizer: {message}"):
+        SGDEMA([{"params": [q], name: value}], 0.1)
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(PynasError, match=f"optimizer: {message}"):
+        optimizer.step()
+    assert torch.equal(p, at)
+    plain = torch.optim.SGD([q], 0.7, momentum=0.9)
+    plain.step()
+    SGDEMA([p], 0.1).load_state_dict(plain.state_dict())
+
+
+def test_what_is_no_state_is_refused() -> None:
+    optimizer = SGDEMA([nn.Parameter(torch.zeros(3))], 0.1)
+    whole = optimizer.state_dict()
+    for wrong, came in (
+        ({}, "a dictionary of nothing"),
+        (None, "NoneType"),
+        ({"model": 1, "epoch": 2}, "a dictionary of model, epoch"),
+        ({"state": {}}, "a dictionary of state"),
+        ({**whole, "param_groups": [{}]}, "a group of param_groups without params"),
+    ):
+        with pytest.raises(PynasError, match=f"load_state_dict: got {came}; allowed: what an optimizer's state_dict"):
+            optimizer.load_state_dict(wrong)
+    with pytest.raises(PynasError, match="load_state_dict: state is None; allowed: a dictionary"):
+        optimizer.load_state_dict({**whole, "state": {0: None}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -94,6 +95,11 @@ def test_sequences_other_types_and_orders(kind: Any) -> None:
         (torch.zeros(2), torch.zeros(2, device="meta"), "values .* on meta"),
         (torch.zeros(2), [torch.zeros(2)], "two tensors, or two sequences"),
         (torch.zeros(2).long(), torch.zeros(2), "got an average of torch.int64; allowed: floating types"),
+        ([1.0], [2.0], "averages has a float in it; allowed: a tensor, or several in a sequence"),
+        ([torch.zeros(2)], [None], "values has a NoneType in it; allowed: a tensor"),
+        (None, [torch.zeros(2)], "averages is NoneType; allowed: a tensor"),
+        ([torch.zeros(2)], 3, "values is int; allowed: a tensor"),
+        (list(nn.LazyLinear(2).parameters()), [torch.zeros(2)] * 2, "ema_update: got a parameter without a shape"),
         ([torch.zeros(2), torch.zeros(2).bool()], [torch.zeros(2)] * 2, "an average of torch.bool; allowed: floating"),
     ],
 )
@@ -102,20 +108,21 @@ def test_wrong_arguments_are_refused(averages: Any, values: Any, message: str) -
         ema_update(averages, values, 0.9)
 
 
-@pytest.mark.parametrize("wrong", [-0.1, 1.1, torch.nan, torch.inf])
-def test_decays_out_of_range_are_refused(wrong: float) -> None:
-    with pytest.raises(PynasError, match=f"ema_multi_avg_fn: decay is {wrong}; allowed: from 0 to 1"):
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, torch.nan, torch.inf, "x", None, torch.ones(2)])
+def test_decays_out_of_range_are_refused(wrong: Any) -> None:
+    shown = re.escape(str(wrong))
+    with pytest.raises(PynasError, match=f"ema_multi_avg_fn: decay is {shown}; allowed: from 0 to 1"):
         ema_multi_avg_fn(wrong)
-    with pytest.raises(PynasError, match=f"ModelEma: decay is {wrong}; allowed: from 0 to 1"):
+    with pytest.raises(PynasError, match=f"ModelEma: decay is {shown}; allowed: from 0 to 1"):
         ModelEma(nn.ReLU(), wrong)
     average, model = torch.zeros(2), nn.Linear(2, 2)
     for given in ((average, torch.ones(2)), ([average], [torch.ones(2)]), ([], [])):
-        with pytest.raises(PynasError, match=f"ema_update: decay is {wrong}; allowed: from 0 to 1"):
+        with pytest.raises(PynasError, match=f"ema_update: decay is {shown}; allowed: from 0 to 1"):
             ema_update(*given, wrong)
     assert not average.any()
     ema = ModelEma(model)
     ema.decay = wrong
-    with pytest.raises(PynasError, match=f"ModelEma: decay is {wrong}"):
+    with pytest.raises(PynasError, match=f"ModelEma: decay is {shown}"):
         ema.update(model)
 
 
@@ -302,3 +309,36 @@ def test_model_ema_leaves_shared_memory_shared() -> None:
 def test_model_ema_refuses_a_lazy_model() -> None:
     with pytest.raises(PynasError, match="ModelEma: got a parameter without a shape, of a lazy module; allowed: a mod"):
         ModelEma(nn.LazyLinear(3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generators_are_taken(kind: Any) -> None:
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    expected = [torch.lerp(a.detach(), v.detach(), 0.5) for a, v in zip(model.parameters(), other.parameters())]
+    with pynas.ops.using(kind):
+        ema_update(model.parameters(), (p for p in other.parameters()), 0.5)
+    assert all(torch.equal(a, e) for a, e in zip(model.parameters(), expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_model_emas_update_counts_as_a_change_for_autograd(kind: Any) -> None:
+    model = nn.Linear(3, 3)
+    with pynas.ops.using(kind):
+        ema = ModelEma(model, 0.5)
+        for _ in range(2):
+            loss: Any = ema(torch.ones(1, 3, requires_grad=True))
+            ema.update(model)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.sum().backward()
+
+
+def test_model_ema_stands_in_for_timms() -> None:
+    model = nn.Linear(3, 2)
+    ema = ModelEma(model, decay=0.5, device="")
+    assert ema.device is None
+    assert ema.ema is ema.module
+    assert list(ema.state_dict()) == ["module.weight", "module.bias"]
+    before = model.weight.detach().clone()
+    change(model, 1)
+    ema.update(model, step=3)
+    assert torch.equal(ema.ema.weight, torch.lerp(before, model.weight.detach(), 0.5))
