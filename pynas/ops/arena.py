@@ -347,6 +347,16 @@ def require_values(where: str, tensors: Iterable[Tensor]) -> None:
         )
 
 
+def with_version(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Those whose changes autograd counts: all but what was made in inference mode."""
+    found = []
+    for tensor in tensors:
+        with suppress(RuntimeError):
+            tensor._version  # noqa: B018
+            found.append(tensor)
+    return found
+
+
 def in_shared_memory(tensor: Tensor) -> bool:
     """Whether other processes may use the tensor's memory, as after `share_memory_`."""
     return tensor.device.type == "cpu" and tensor.is_shared()

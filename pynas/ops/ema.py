@@ -22,6 +22,7 @@ from pynas.ops.arena import (
     require_values,
     strides_of,
     view_of,
+    with_version,
     zeros,
 )
 
@@ -154,7 +155,7 @@ class _Plan:
     def _lay_out(self, averages: list[Tensor], values: list[Tensor]) -> None:
         offsets, size = placed(values)
         device = values[0].device
-        self._averages = [a for a in averages if not a.is_inference()]  # such have no version
+        self._averages = with_version(averages)
         self._flat = zeros(size, torch.float32, device)
         for a, v, offset in zip(averages, values, offsets):
             a.data = view_of(self._flat, offset, v.shape, v.stride()).copy_(a)

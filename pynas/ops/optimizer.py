@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from pynas.errors import PynasError
 from pynas.ops import reference_arena
-from pynas.ops.arena import FINITE, Arena, Watch, checked_rate, floats, has_kernels, in_shared_memory, overlapping
+from pynas.ops.arena import (
+    FINITE,
+    Arena,
+    Watch,
+    checked_rate,
+    floats,
+    has_kernels,
+    in_shared_memory,
+    overlapping,
+    with_version,
+)
 
 MASTER = "master"
 NOT_DONE = ("nesterov", "dampening", "maximize", "centered", "differentiable")  # of torch's SGD and RMSprop
@@ -133,7 +143,7 @@ class _FusedOptimizer(torch.optim.Optimizer):
         with torch.no_grad():
             for mean, place in zip(moved, arena.views(self._flat_average)):
                 mean.data = place.copy_(mean)
-        self._averages = [mean for mean in moved if not mean.is_inference()]  # such have no version
+        self._averages = with_version(moved)
         self._outside = ([follows[id(value)] for value in arena.outside], arena.outside)
         self._watch = Watch((self._module, average), arena.gradients)
 

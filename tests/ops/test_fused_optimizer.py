@@ -827,3 +827,17 @@ def test_what_is_no_state_is_refused() -> None:
             optimizer.load_state_dict(wrong)
     with pytest.raises(PynasError, match="load_state_dict: state is None; allowed: a dictionary"):
         optimizer.load_state_dict({**whole, "state": {0: None}})
+
+
+@needs_library
+def test_averages_made_in_inference_mode_are_taken() -> None:
+    network = nn.Linear(3, 3)
+    with torch.inference_mode():
+        average, ema = nn.Linear(3, 3), ModelEma(network, 0.5)
+        expected = (average.weight.clone() + network.weight) / 2
+    optimizer = SGDEMA(network.parameters(), 0.1, module=network, average=average, average_decay=0.5)
+    for _ in range(2):
+        optimizer.step()
+        ema.update(network)
+        torch.testing.assert_close(average.weight, expected)
+        expected = (expected + network.weight.detach()) / 2
