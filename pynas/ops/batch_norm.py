@@ -36,7 +36,7 @@ def batch_norm_act(
     Raises PynasError for another act, ValueError for a single value a channel in training, as torch does.
     """
     alone = act == "identity" and residual is None and keep is None
-    fits = takes(x, norm, act) and _fits(residual, x) and (keep is None or not keep.requires_grad)
+    fits = takes(x, norm, act) and _fits(residual, x) and (keep is None or (keep.is_cpu and not keep.requires_grad))
     if not fits or rules.batch_norm(x.numel(), alone):
         return reference.batch_norm_act(x, norm, act, residual, keep)
     assert isinstance(norm, nn.BatchNorm2d | SyncBatchNorm)
@@ -69,18 +69,21 @@ def takes(x: Tensor, norm: nn.Module, act: str) -> bool:
 
 
 def _kept_plainly(norm: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether weights and statistics are what the operators take: parameters and buffers, dense and of that dtype."""
+    """Whether weights and statistics are what the operators take: parameters and buffers, on the CPU, dense and of that
+    dtype."""
     try:  # without nn.Module.__getattr__, which takes longer than all else here
         parameters, buffers = norm._parameters, norm._buffers
         mean, var, batches = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
         for value in (parameters["weight"], parameters["bias"], mean, var):
-            if value is not None and (value.dtype is not dtype or not value.is_contiguous()):
+            if value is not None and not (value.dtype is dtype and value.is_cpu and value.is_contiguous()):
                 return False
     except KeyError:  # an attribute of another kind
         return False
     if mean is None or var is None:
         return mean is var
-    return not norm.training or (batches is not None and batches.dtype is torch.int64 and batches.numel() == 1)
+    if not norm.training:
+        return True
+    return batches is not None and batches.dtype is torch.int64 and batches.is_cpu and batches.numel() == 1
 
 
 def statistics(x: Tensor, norm: nn.BatchNorm2d | SyncBatchNorm) -> tuple[Tensor, Tensor, bool]:

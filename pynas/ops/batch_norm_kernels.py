@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def _register_fakes() -> None:
-    fake = torch.library.register_fake
+    def fake(name: str) -> Callable[[Callable[..., Any]], Any]:
+        return lambda function: torch.library.register_fake(name)(library.of_one_device(function))
 
     @fake("pynas::channel_statistics")
     def _(x: Tensor) -> tuple[Tensor, Tensor]:

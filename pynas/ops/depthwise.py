@@ -9,6 +9,7 @@ it meets an infinite weight or gradient the product is NaN, as in torch's float6
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ def depthwise_conv2d(
     """
     stride, padding = _pair(stride), _pair(padding)
     if not _has_kernel(x, weight, stride, padding):
+        if weight.device.type != x.device.type:  # one on the meta device torch takes, and returns no values
+            _refuse("depthwise_conv2d", "weight", f"on {weight.device}", f"the device of x, {x.device}")
         return reference(x, weight, stride, padding)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
@@ -56,7 +59,7 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 def _has_kernel(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> bool:
     """Whether x is laid out for the kernels and the numbers are such as a convolution has."""
-    if not library.fused() or x.device.type != "cpu" or x.dtype not in DTYPES or weight.dtype not in DTYPES:
+    if not (library.fused() and x.is_cpu and weight.is_cpu) or x.dtype not in DTYPES or weight.dtype not in DTYPES:
         return False
     if (
         x.dim() != 4
@@ -138,17 +141,21 @@ def _register() -> torch.library.Library:
     )
     found.impl("depthwise_conv2d", _forward, "CPU")
     found.impl("depthwise_conv2d_backward", _backward, "CPU")
-    torch.library.register_fake("pynas::depthwise_conv2d", _fake_conv2d, lib=found)
-    torch.library.register_fake("pynas::depthwise_conv2d_backward", _fake_backward, lib=found)
+    fakes: dict[str, Callable[..., Any]] = {
+        "depthwise_conv2d": _fake_conv2d,
+        "depthwise_conv2d_backward": _fake_backward,
+    }
+    if library.available():
+        fakes |= {
+            "depthwise_forward": _fake_forward,
+            "depthwise_grad_input": _fake_grad_input,
+            "depthwise_grad_weight": _fake_grad_weight,
+        }
+    for name, fake in fakes.items():
+        torch.library.register_fake(f"pynas::{name}", library.of_one_device(fake), lib=found)
     torch.library.register_autograd(
         "pynas::depthwise_conv2d", _autograd_backward, setup_context=_setup_context, lib=found
     )
-    if library.available():
-        torch.library.register_fake(
-            "pynas::depthwise_forward", lambda x, w, *sp: _fake(x, w, sp[:2], sp[2:]), lib=found
-        )
-        torch.library.register_fake("pynas::depthwise_grad_input", _fake_grad_input, lib=found)
-        torch.library.register_fake("pynas::depthwise_grad_weight", _fake_grad_weight, lib=found)
     return found
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +144,28 @@ def has_hooks(*modules: nn.Module) -> bool:
         or module._backward_pre_hooks
         for module in modules
     )
+
+
+def of_one_device(fake: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator's fake that refuses tensors of several devices, with RuntimeError.
+
+    torch takes the fake wherever one argument is on the meta device, and would return its tensor without values.
+    """
+
+    @functools.wraps(fake)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        given = [
+            value
+            for argument in (*arguments, *named.values())
+            for value in (argument if isinstance(argument, (list, tuple)) else (argument,))
+            if isinstance(value, Tensor)
+        ]
+        if len({value.device.type for value in given}) > 1:
+            devices = sorted({str(value.device) for value in given})
+            raise RuntimeError(f"pynas: arguments are on {devices}; allowed: one device")
+        return fake(*arguments, **named)
+
+    return checked
 
 
 def _checked(kind: str, where: str) -> str:

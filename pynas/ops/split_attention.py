@@ -126,7 +126,7 @@ def _register() -> torch.library.Library:
         ("split_attention_combine", _fake_combine),
         ("split_attention_combine_backward", _fake_combine_backward),
     ):
-        torch.library.register_fake(f"pynas::{name}", fake, lib=found)
+        torch.library.register_fake(f"pynas::{name}", library.of_one_device(fake), lib=found)
     torch.library.register_autograd("pynas::split_attention_pool", _pool_backward, setup_context=_setup_pool, lib=found)
     torch.library.register_autograd(
         "pynas::split_attention_combine", _combine_backward, setup_context=_setup_combine, lib=found

@@ -8,12 +8,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from pynas.errors import PynasError
 from pynas.ops import available, fused, library, use, using
+from pynas.ops.batch_norm import batch_norm_act, takes
+from pynas.ops.depthwise import depthwise_conv2d
+from pynas.ops.split_attention import split_attention_combine
+from pynas.ops.squeeze_excite import batch_norm_act_se
 
 needs_library = pytest.mark.skipif(not available(), reason="libpynas_ops.so is not built here")
 
@@ -121,3 +127,71 @@ torch.compile(lambda x: batch_norm_act(x, norm, "relu"), fullgraph=True, backend
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+META = "meta"
+
+
+def _last(*shape: int) -> Tensor:
+    return torch.randn(*shape).contiguous(memory_format=torch.channels_last)
+
+
+@needs_library
+@pytest.mark.parametrize("which", ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_norm_left_on_the_meta_device_is_refused(which: str, training: bool) -> None:
+    norm, x = torch.nn.BatchNorm2d(32).train(training), _last(2, 32, 4, 4)
+    home = norm._parameters if which in norm._parameters else norm._buffers
+    home[which] = home[which].to(META)  # type: ignore[union-attr]
+    se = torch.nn.Conv2d(32, 8, 1), torch.nn.Conv2d(8, 32, 1)
+    with using("fused"):
+        if which == "num_batches_tracked":  # torch counts it where it is
+            assert takes(x, norm, "relu") == (not training)
+            return
+        for call in (
+            lambda: batch_norm_act(x, norm, "relu"),
+            lambda: batch_norm_act_se(x, norm, "relu", se[0], "relu", se[1]),
+        ):
+            with pytest.raises(RuntimeError, match="meta"):
+                call()
+
+
+@needs_library
+def test_no_operator_mixes_the_meta_device_with_another() -> None:
+    ops = torch.ops.pynas
+    x, c, gate = _last(2, 32, 6, 6), torch.rand(32), torch.rand(2, 32)
+    norm = (c, c, c, c, 1e-5, 1)
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (ops.running_statistics_, (c.clone(), c.clone(), torch.tensor(0), c, c, 0.1, 72)),
+        (ops.batch_norm_act, (x, *norm, gate, x)),
+        (ops.batch_norm_act_backward_sums, (x, x, *norm, gate)),
+        (ops.batch_norm_act_backward, (x, x, *norm, gate, gate, torch.rand(2, 32), 72)),
+        (ops.batch_norm_act_pool, (x, *norm)),
+        (ops.batch_norm_act_gate_sums, (x, x, *norm)),
+        (ops.split_attention_combine, (x, torch.rand(2, 16, 2))),
+        (ops.split_attention_combine_backward, (_last(2, 16, 6, 6), x, torch.rand(2, 16, 2))),
+        (ops.depthwise_conv2d, (x, torch.rand(32, 1, 3, 3), [1, 1], [1, 1])),
+        (ops.depthwise_conv2d_backward, (x, x, torch.rand(32, 1, 3, 3), [1, 1], [1, 1], [True, True])),
+        (ops.depthwise_forward, (x, torch.rand(32, 1, 3, 3), 1, 1, 1, 1)),
+        (ops.depthwise_grad_input, (x, torch.rand(32, 1, 3, 3), 6, 6, 1, 1, 1, 1)),
+        (ops.depthwise_grad_weight, (x, x, 3, 3, 1, 1, 1, 1)),
+    ]
+    for op, given in calls:
+        op(*given)
+        for i, value in enumerate(given):
+            if isinstance(value, Tensor):
+                with pytest.raises(RuntimeError, match="allowed: one device"):
+                    op(*given[:i], value.to(META), *given[i + 1 :])
+
+
+@needs_library
+def test_functions_refuse_one_tensor_on_the_meta_device() -> None:
+    x = _last(2, 32, 6, 6)
+    with using("fused"):
+        for call in (
+            lambda: depthwise_conv2d(x, torch.rand(32, 1, 5, 5, device=META)),
+            lambda: batch_norm_act(x, torch.nn.BatchNorm2d(32).eval(), keep=torch.ones(2, device=META)),
+            lambda: split_attention_combine(x, torch.rand(2, 16, 2, device=META)),
+        ):
+            with pytest.raises(RuntimeError, match="meta"):
+                call()
