@@ -6,6 +6,7 @@ Shapes: N batch, C channels, H = W size.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,8 +36,13 @@ def folded(network: nn.Module) -> nn.Module:
     returned module has no training mode, gives no gradients, and computes its convolutions in float32 under autocast.
 
     Raises PynasError for a network that is in training mode or has a layer that is, of another device or dtype, or that
-    torch.fx cannot trace. The returned module raises it for images that need gradients or are dual numbers.
+    torch.fx cannot trace. The returned module raises it for images that need gradients or are dual numbers, and for
+    what a convolution of it cannot take.
+
+    Operations in place stay what and where they are: a convolution is not moved past one, and folds less for that.
     """
+    if not isinstance(network, nn.Module):
+        raise PynasError(f"folded: got {type(network).__name__}, allowed is an nn.Module")
     for name, module in network.named_modules():
         if module.training:
             what = f"its layer {name}" if name else "the network"
@@ -53,10 +59,12 @@ def folded(network: nn.Module) -> nn.Module:
         raise PynasError(f"folded: {type(network).__name__} cannot be traced: {text}") from error
     traced = fx.GraphModule(network, graph)
     modules = dict(traced.named_modules())
+    fixed = {node for node in graph.nodes if _may_change_tensors(node, modules)}
+    # Those whose weights the network's forward itself reads, and may change before the convolution does.
+    open_ = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"} if fixed else set()
     for node in list(graph.nodes):
         if node.op == "call_module" and type(modules[node.target]) is nn.Conv2d:
-            _fold(traced, node, modules)
-    graph.eliminate_dead_code()
+            _fold(traced, node, modules, fixed, open_)
     traced.delete_all_unused_submodules()
     traced.recompile()
     return Folded(traced)
@@ -138,33 +146,101 @@ class FoldedConv(nn.Module):
         return {**self.__dict__, "_packed": None}  # oneDNN's own tensors cannot be copied
 
 
+class _Proxy(fx.Proxy):
+    """Tells `x += y` from `x = x + y`, as fx's own does not: another name of x sees the sum."""
+
+
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+_IN_PLACE = {
+    name: getattr(operator, name)
+    for name in (
+        *("iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior", "ipow", "irshift", "isub"),
+        *("itruediv", "ixor"),
+    )
+}
+for _name, _function in _IN_PLACE.items():
+    setattr(_Proxy, f"__{_name}__", _in_place(_function))
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, (*_NORMS, SqueezeExcite, SplitAttention)) or super().is_leaf_module(module, name)
 
 
-def _fold(traced: fx.GraphModule, node: fx.Node, modules: dict[str, Any]) -> None:
-    """Puts a FoldedConv in the place of the convolution `node` and of what can be computed with it."""
+def _may_change_tensors(node: fx.Node, modules: dict[str, Any]) -> bool:
+    """Whether the operation may write to a tensor that is there before it; what is not known here may."""
+    if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
+        return True
+    if node.op == "call_method":
+        return _writes(str(node.target)) or node.target == "__setitem__"
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return any(getattr(part, "inplace", False) for part in module.modules()) or has_hooks(*module.modules())
+    if node.op != "call_function":
+        return False
+    target: Any = node.target
+    if target in _IN_PLACE.values() or target in (operator.setitem, setattr):
+        return True
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.is_mutable
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return any(getattr(target, name)._schema.is_mutable for name in target.overloads())
+    home = str(getattr(target, "__module__", None) or "torch")  # built-in functions of torch may have none
+    return _writes(target.__name__) or home.partition(".")[0] not in ("torch", "_operator", "math", "builtins")
+
+
+def _writes(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _fold(
+    traced: fx.GraphModule, node: fx.Node, modules: dict[str, Any], fixed: set[fx.Node], open_: set[str]
+) -> None:
+    """Puts a FoldedConv in the place of the convolution `node` and of what can be computed with it.
+
+    fixed: operations that may change a tensor, past which it is not moved. open_: modules whose weights may change.
+    """
     conv = modules[str(node.target)]
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str) or has_hooks(conv):
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str) or has_hooks(conv) or node.target in open_:
         return
     if len(node.args) != 1 or node.kwargs:
         return
-    last, norm, act = node, None, None
-    following = _only_user(last, modules)
+    chain, norm, act = [node], None, None
+    following = _only_user(chain[-1], modules)
     if isinstance(following, _NORMS) and following.running_mean is not None:
-        last, norm = next(iter(last.users)), following
-        following = _only_user(last, modules)
+        user = next(iter(node.users))
+        if user.target not in open_ and not _between(node, user, fixed):
+            chain, norm = [node, user], following
+            following = _only_user(user, modules)
     arguments: tuple[Any, ...] = node.args
-    if following is not None and type(following) in _ATTRIBUTES:
-        last, act = next(iter(last.users)), _ATTRIBUTES[type(following)]
-    elif (added := _residual(last)) is not None:
-        last, arguments = next(iter(last.users)), (*node.args, added)
+    if chain[-1].users and not _between(node, user := next(iter(chain[-1].users)), fixed):
+        if following is not None and type(following) in _ATTRIBUTES:
+            chain, act = [*chain, user], _ATTRIBUTES[type(following)]
+        elif (added := _residual(chain[-1])) is not None:
+            chain, arguments = [*chain, user], (*node.args, added)
     name = f"{node.name}_folded"  # of the node, for a convolution may be called twice
     traced.add_module(name, FoldedConv(conv, norm, act))
-    with traced.graph.inserting_after(last):
+    with traced.graph.inserting_after(chain[-1]):
         new = traced.graph.call_module(name, arguments)
-    last.replace_all_uses_with(new)
+    chain[-1].replace_all_uses_with(new)
+    for replaced in reversed(chain):  # and nothing else: what no one uses may be there for what it changes
+        traced.graph.erase_node(replaced)
+
+
+def _between(first: fx.Node, last: fx.Node, fixed: set[fx.Node]) -> bool:
+    """Whether one of `fixed` comes after the first and before the last."""
+    node = first.next
+    while node is not last:
+        if node in fixed:
+            return True
+        node = node.next
+    return False
 
 
 def _only_user(node: fx.Node, modules: dict[str, Any]) -> nn.Module | None:
@@ -183,7 +259,9 @@ def _residual(node: fx.Node) -> fx.Node | None:
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
-    if user.op != "call_function" or user.target is not operator.add or len(user.args) != 2 or user.kwargs:
+    if user.op != "call_function" or len(user.args) != 2 or user.kwargs:
+        return None
+    if user.target is not operator.add and not (user.target is operator.iadd and user.args[0] is node):
         return None
     other = user.args[0] if user.args[1] is node else user.args[1]
     return other if isinstance(other, fx.Node) and other is not node else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -178,3 +179,100 @@ def test_only_networks_of_pynas_that_nobody_listens_to_are_folded_by_themselves(
         hook.remove()
     with using("reference"):
         assert for_inference(network) is network
+
+
+class InPlace(nn.Module):
+    """A convolution, batch-norm, a second convolution; between them an operation in place."""
+
+    def __init__(self, where: str, change: Callable[[nn.Module, Tensor], object]) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+        self.relu, self.drop = nn.ReLU(inplace=True), nn.Hardtanh(-0.1, 0.1, inplace=True)
+        self.where, self.change = where, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.0
+        h = self.first(x)
+        self.changed("input", x)
+        self.changed("made", h)
+        y = self.norm(h)
+        self.changed("late input", x)
+        self.changed("normed", y)
+        z = self.second(y)
+        self.changed("read", y)
+        return z + y + x
+
+    def changed(self, where: str, x: Tensor) -> None:
+        if where == self.where:
+            self.change(self, x)
+
+
+def increased(_: nn.Module, x: Tensor) -> None:
+    other = x
+    other += 1.0
+
+
+CHANGES: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "relu_": lambda _, x: x.relu_(),
+    "functional": lambda _, x: nn.functional.relu(x, inplace=True),
+    "functional_": lambda _, x: nn.functional.relu_(x),
+    "module": lambda network, x: network.relu(x),
+    "hardtanh": lambda network, x: network.drop(x),
+    "add_": lambda _, x: x.add_(1),
+    "view": lambda _, x: x[:, :1].mul_(3),
+    "out": lambda _, x: torch.mul(x, 3, out=x),
+    "aten": lambda _, x: torch.ops.aten.mul_.Scalar(x, 3),
+    "packet": lambda _, x: torch.ops.aten.mul_(x, 3),
+    "+=": increased,
+}
+
+
+@pytest.mark.parametrize("where", ["input", "made", "late input", "normed", "read"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_operations_in_place_stay_where_they_are(where: str, change: str) -> None:
+    torch.manual_seed(0)
+    network = InPlace(where, CHANGES[change])
+    with torch.no_grad():
+        randomised(network).eval()
+    checked(network, folded(network), images(3))
+
+
+def test_weights_that_forward_changes_are_not_folded() -> None:
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.conv.weight.mul_(2)
+            return self.norm(self.conv(x))
+
+    network = Growing().eval()
+    expected = copy.deepcopy(network)
+    quick = folded(network)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(quick(images(2)), expected(images(2)))
+
+
+def test_activations_in_place_and_sums_in_place_still_fold() -> None:
+    class Block(nn.Module):
+        """As timm's and torchvision's are."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(3, 8, 1)
+            self.bn1, self.bn2, self.bn3 = nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+            self.act, self.relu = nn.Hardswish(inplace=True), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
+            y += self.relu(self.bn3(self.conv3(x)))
+            return self.relu(y)
+
+    network = trained(Block())
+    quick = folded(network)
+    checked(network, quick, images(3))
+    kinds = [type(module) for module in quick.modules()]
+    assert kinds.count(FoldedConv) == 3
+    assert not {nn.Conv2d, nn.BatchNorm2d, nn.Hardswish} & set(kinds)
