@@ -35,7 +35,7 @@ def batch_norm_act_se(
 
     Raises PynasError for another act or se_act, ValueError for a single value a channel in training, as torch does.
     """
-    if not (takes(x, norm, act) and se_act in ACTIVATIONS and _fits(reduce, x) and _fits(expand, x)):
+    if not (takes(x, norm, act) and se_act in ACTIVATIONS and _both_fit(reduce, expand, x)):
         return reference.batch_norm_act_se(x, norm, act, reduce, se_act, expand)
     assert isinstance(norm, nn.BatchNorm2d | SyncBatchNorm)
     mean, var, batch = statistics(x, norm)
@@ -58,6 +58,13 @@ def _apply(arguments: tuple[Any, ...], batch: bool) -> Tensor:
         return _NormActSE.apply(*arguments, batch)
     with without_autograd():
         return _forward(*arguments)[0]
+
+
+def _both_fit(reduce: Any, expand: Any, x: Tensor) -> bool:
+    if not (_fits(reduce, x) and _fits(expand, x)):
+        return False
+    (hidden, given), (made, taken) = reduce.weight.shape[:2], expand.weight.shape[:2]
+    return given == made == x.shape[1] and taken == hidden  # one gate for all channels is the reference's
 
 
 def _fits(conv: nn.Module, x: Tensor) -> bool:

@@ -110,6 +110,22 @@ def test_other_layouts_and_modules_take_the_reference() -> None:
     assert calls == [1]
 
 
+def test_one_gate_for_all_channels_is_the_references() -> None:
+    norm, reduce, _ = modules_of(4, torch.float32)
+    check(images((2, 4, 3, 3), torch.float32), [norm, reduce, nn.Conv2d(8, 1, 1)], "relu")
+
+
+def test_convolutions_of_other_channels_are_refused_as_torch_does() -> None:
+    norm, reduce, expand = modules_of(4, torch.float32)
+    x = images((2, 4, 3, 3), torch.float32)
+    for wrong in ((nn.Conv2d(1, 8, 1), expand), (reduce, nn.Conv2d(8, 3, 1)), (reduce, nn.Conv2d(5, 4, 1))):
+        with pytest.raises(RuntimeError) as ours:
+            batch_norm_act_se(x, norm, "relu", wrong[0], "relu", wrong[1])
+        with pytest.raises(RuntimeError) as theirs:
+            reference.batch_norm_act_se(x, norm, "relu", wrong[0], "relu", wrong[1])
+        assert str(ours.value) == str(theirs.value)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_it_compiles_in_one_graph() -> None:
     x, modules = images((2, 5, 3, 3), torch.float32), modules_of(5, torch.float32)
