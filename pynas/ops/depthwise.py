@@ -9,8 +9,9 @@ it meets an infinite weight or gradient the product is NaN, as in torch's float6
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -31,9 +32,10 @@ def depthwise_conv2d(
     """`conv2d(x, weight, None, stride, padding, groups=C)`; fused for channels_last x on a CPU, whose output is
     channels_last too.
 
-    Raises RuntimeError for what `torch.nn.functional.conv2d` refuses.
+    Raises RuntimeError for what `torch.nn.functional.conv2d` refuses, and for strides and paddings that are not an int
+    or two.
     """
-    stride, padding = _pair(stride), _pair(padding)
+    stride, padding = _pair("stride", stride), _pair("padding", padding)
     if not _has_kernel(x, weight, stride, padding):
         if weight.device.type != x.device.type:  # one on the meta device torch takes, and returns no values
             _refuse("depthwise_conv2d", "weight", f"on {weight.device}", f"the device of x, {x.device}")
@@ -53,8 +55,14 @@ def depthwise_conv2d(
     return forward(x, weight, stride, padding)
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    try:
+        first, second = value
+        return operator.index(first), operator.index(second)
+    except (TypeError, ValueError):
+        _refuse("depthwise_conv2d", name, repr(value), "an int, or two")
 
 
 def _has_kernel(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> bool:
@@ -108,6 +116,18 @@ def _shape_of(x: Tensor, dtype: torch.dtype) -> Tensor:
 def grad_weight(dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
     """dy, x: channels_last. Of weight only the shape is taken."""
     return torch.ops.pynas.depthwise_grad_weight(dy, x, *weight.shape[2:], *stride, *padding)
+
+
+def _grad_wide_weight(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """grad_weight by torch, for kernels wider than ours."""
+    wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+    found = _convolution_backward(
+        dy.to(wide), x.to(wide), weight.to(wide), None, stride, padding, (1, 1), False, (0, 0), x.shape[1],
+        (False, True, False),
+    )[1]  # fmt: skip
+    return found.to(x.dtype).contiguous()
 
 
 class _Convolution(torch.autograd.Function):
@@ -182,7 +202,7 @@ def _check(op: str, x: Tensor, weight: Tensor, stride: Any, padding: Any) -> Non
             _refuse(op, name, str(tuple(pair)), f"two of {least} to {2**31 - 1}")
 
 
-def _refuse(op: str, argument: str, came: str, allowed: str) -> None:
+def _refuse(op: str, argument: str, came: str, allowed: str) -> NoReturn:
     raise RuntimeError(f"pynas::{op}: {argument} is {came}; allowed: {allowed}")
 
 
@@ -192,7 +212,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _forward(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
     _check("depthwise_conv2d", x, weight, stride, padding)
-    return forward(x, weight, stride, padding)
+    return forward(library.in_channels_last(x), weight, stride, padding)
 
 
 def _backward(
@@ -204,10 +224,11 @@ def _backward(
     size = (x.shape[0], weight.shape[0], *_output_size(x, weight, stride, padding))
     if dy.shape != size or dy.dtype != x.dtype:
         _refuse(op, "dy", f"{_name(dy.dtype)} of shape {tuple(dy.shape)}", f"the dtype of x, of shape {size}")
-    dy = library.gradient_in_channels_last(dy)
+    dy, x = library.gradient_in_channels_last(dy), library.in_channels_last(x)
+    of_weight = grad_weight if weight.shape[3] <= WIDEST else _grad_wide_weight
     return (
         grad_input(dy, x, weight, stride, padding) if wanted[0] else x.new_empty(0),
-        grad_weight(dy, x, weight, stride, padding) if wanted[1] else weight.new_empty(0),
+        of_weight(dy, x, weight, stride, padding) if wanted[1] else weight.new_empty(0),
     )
 
 

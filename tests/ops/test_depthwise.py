@@ -337,6 +337,30 @@ def test_what_is_wrong_is_said_with_what_is_allowed() -> None:
         depthwise_conv2d(x, weight[:4], 1, 1)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [5, 9])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_operator_takes_every_layout_and_width_with_gradients(dtype: torch.dtype, width: int, last: bool) -> None:
+    x = torch.randn(2, 6, 9, 10).to(dtype)
+    x = (x.contiguous(memory_format=LAST) if last else x).requires_grad_()
+    weight = torch.randn(12, 1, 3, width).to(dtype).requires_grad_()
+    op, given = torch.ops.pynas.depthwise_conv2d, ((2, 1), (1, width // 2))
+    torch.library.opcheck(op, (x, weight, *given))
+    exact = results(reference, x.double(), weight.double(), *given)
+    for a, b, e in zip(results(op, x, weight, *given), results(reference, x, weight, *given), exact, strict=True):
+        assert error(a, e) <= 2 * error(b, e) + FLOOR[dtype] * float(e.abs().max())
+
+
+@pytest.mark.parametrize("value", [(1, 2, 3), (1,), (), "a", "ab", 1.5, (1.5, 1), None])
+def test_a_stride_or_padding_of_another_kind_is_a_runtime_error(value: Any) -> None:
+    weight = torch.randn(6, 1, 5, 5)
+    for x in (torch.randn(2, 6, 9, 9), torch.randn(2, 6, 9, 9).contiguous(memory_format=LAST)):
+        with pytest.raises(RuntimeError, match=r"stride is .*; allowed: an int, or two"):
+            depthwise_conv2d(x, weight, value, 1)
+        with pytest.raises(RuntimeError, match=r"padding is .*; allowed: an int, or two"):
+            depthwise_conv2d(x, weight, 1, value)
+
+
 def test_importing_and_training_load_no_compiler() -> None:
     program = (
         "import sys, torch; from pynas.ops.depthwise import depthwise_conv2d as f;"
