@@ -93,6 +93,29 @@ def test_outputs_and_gradients_are_as_near_to_float64_as_torchs(dtype: torch.dty
     check_all(dtype)
 
 
+@pytest.mark.parametrize("shape", [(16, 64, 28, 28), (8, 96, 14, 14), (4, 192, 13, 13)])
+@pytest.mark.parametrize("splits", [1, 2, 4])
+def test_sums_over_pixels_are_within_twice_torchs_error(shape: tuple[int, ...], splits: int) -> None:
+    """Those of values that do not cancel, where adding one after another loses digits; no floor."""
+    n, c, h, w = shape
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        x = (torch.randn(n, c * splits, h, w, generator=generator) + 1).contiguous(memory_format=LAST)
+        dy = (torch.randn(n, c, h, w, generator=generator) + 1).contiguous(memory_format=LAST)
+        weights = torch.rand(n, c, splits, generator=generator)
+
+        def sums(pool: Any, combine: Any, x: Tensor = x, weights: Tensor = weights, dy: Tensor = dy) -> list[Tensor]:
+            weights = weights.clone().requires_grad_()
+            return [pool(x, splits), *torch.autograd.grad(combine(x, weights), weights, dy.to(x.dtype))]
+
+        plain = (reference.split_attention_pool, reference.split_attention_combine)
+        exact = sums(*plain, x.double(), weights.double())
+        for ours, theirs, right in zip(
+            sums(split_attention_pool, split_attention_combine), sums(*plain), exact, strict=True
+        ):
+            assert (ours - right).abs().max() <= 2 * (theirs - right).abs().max()
+
+
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
 def test_every_instruction_set_agrees_with_float64(instruction_set: str) -> None:
     program = (

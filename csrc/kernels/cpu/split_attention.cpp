@@ -5,7 +5,8 @@
 namespace pynas::kernels::PYNAS_ISA {
 namespace {
 
-constexpr int64_t chunk_pixels = 256;  // of one image, summed before float64
+constexpr int64_t chunk_pixels = 256;  // of one image, that a thread takes at once
+constexpr int64_t block_pixels = 32;   // summed before float64: one after another, more would lose digits
 constexpr int64_t group_pixels = 8;    // whose sums stay in registers
 constexpr int64_t grain = 1 << 14;     // values that a thread takes at least
 
@@ -57,7 +58,7 @@ void add_pixels(const SplitShape& shape, int64_t pixels, const T* x, const T* dy
     Vector found[S], weight[S];
     for (int v = 0; v < S; ++v) {
       const int64_t count = most(0, left * S - v * lanes);
-      found[v] = load_first(sums + c * S + v * lanes, count);
+      found[v] = Vector{};
       if constexpr (weighted) weight[v] = load_first(weights + c * S + v * lanes, count);
     }
     for (int64_t p = 0; p < pixels; ++p) {
@@ -76,8 +77,11 @@ void add_pixels(const SplitShape& shape, int64_t pixels, const T* x, const T* dy
         }
       }
     }
-    for (int v = 0; v < S; ++v)
-      if (left * S > v * lanes) store_first(sums + c * S + v * lanes, found[v], left * S - v * lanes);
+    for (int v = 0; v < S; ++v) {
+      typename Computed<T>::Scalar* const to = sums + c * S + v * lanes;
+      const int64_t count = left * S - v * lanes;
+      if (count > 0) store_first(to, load_first(to, count) + found[v], count);
+    }
   }
 }
 
@@ -87,19 +91,26 @@ void sum_pixels(const SplitShape& shape, const T* x, const T* dy, const T* weigh
                 const Finish& finish) {
   typedef typename Computed<T>::Scalar Scalar;
   const int64_t chunks = quotient_up(shape.pixels, chunk_pixels), maps = shape.maps();
-  const Buffer<Scalar> sums(most(1, shape.n * chunks * maps));
+  const Buffer<double> sums(most(1, shape.n * chunks * maps));
   const int64_t tasks = most(1, grain / most(1, least(shape.pixels, chunk_pixels) * maps));
   parallel(shape.n * chunks, tasks, [&](int64_t begin, int64_t end) {
+    const Buffer<Scalar> block(most(1, maps));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / chunks, first = task % chunks * chunk_pixels;
       const int64_t stop = least(shape.pixels, first + chunk_pixels);
-      Scalar* const to = sums.get() + task * maps;
+      double* const to = sums.get() + task * maps;
       for (int64_t i = 0; i < maps; ++i) to[i] = 0;
-      for (int64_t p = first; p < stop; p += group_pixels) {
-        const int64_t at = image * shape.pixels + p;
-        add_pixels<T, S, weighted>(
-            shape, least(group_pixels, stop - p), x + at * maps, weighted ? dy + at * shape.channels : nullptr,
-            weighted ? weights + image * maps : nullptr, weighted ? dx + at * maps : nullptr, to);
+      for (int64_t from = first; from < stop; from += block_pixels) {
+        const int64_t end_of_block = least(stop, from + block_pixels);
+        for (int64_t i = 0; i < maps; ++i) block.get()[i] = 0;
+        for (int64_t p = from; p < end_of_block; p += group_pixels) {
+          const int64_t at = image * shape.pixels + p;
+          add_pixels<T, S, weighted>(shape, least(group_pixels, end_of_block - p), x + at * maps,
+                                     weighted ? dy + at * shape.channels : nullptr,
+                                     weighted ? weights + image * maps : nullptr, weighted ? dx + at * maps : nullptr,
+                                     block.get());
+        }
+        for (int64_t i = 0; i < maps; ++i) to[i] += block.get()[i];
       }
     }
   });
