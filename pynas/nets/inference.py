@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pynas.errors import PynasError
@@ -22,6 +23,8 @@ from pynas.ops.sync_batch_norm import SyncBatchNorm
 _NORMS = (nn.BatchNorm2d, SyncBatchNorm)
 # Activations as oneDNN's convolutions take them along, by the names that torch's own compiler gives them.
 _ATTRIBUTES = {nn.Hardswish: "hardswish", nn.ReLU: "relu", nn.SiLU: "swish"}
+
+_PLAIN = {"hardswish": functional.hardswish, "relu": functional.relu, "swish": functional.silu}
 
 
 def folded(network: nn.Module) -> nn.Module:
@@ -100,6 +103,9 @@ class FoldedConv(nn.Module):
     weight: (out, in / groups, kh, kw) until the first call, then in a layout of oneDNN's own for images of its size.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | SyncBatchNorm | None, act: str | None) -> None:
         super().__init__()
         weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
@@ -113,12 +119,15 @@ class FoldedConv(nn.Module):
             weight, bias = (value.detach().float() for value in fused)
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
-        self.channels, self.kernel = conv.out_channels, conv.kernel_size
+        self.given, self.channels, self.kernel = conv.in_channels, conv.out_channels, conv.kernel_size
         self.shape: list[Any] = [list(pair) for pair in (conv.padding, conv.stride, conv.dilation)] + [conv.groups]
         self.act = act
         self._packed: Tensor | None = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if torch.compiler.is_compiling():  # which fuses by itself, and cannot trace oneDNN's own tensors
+            return self._plainly(x, residual)
+        x = self._checked(x)
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.shape, list(x.shape))
         if residual is not None and self._fits(residual, x):
@@ -132,6 +141,28 @@ class FoldedConv(nn.Module):
         if self.act == "relu":
             y = y.relu_()
         return y if residual is None else y + residual
+
+    def _plainly(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        padding, stride, dilation, groups = self.shape
+        y = functional.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+        y = _PLAIN[self.act](y) if self.act is not None else y
+        return y if residual is None else y + residual
+
+    def _checked(self, x: Any) -> Tensor:
+        """x, if oneDNN takes it, which does not say what is wrong; in float32 where autocast made something else."""
+        if not isinstance(x, Tensor):
+            raise PynasError(f"folded: a convolution got {type(x).__name__}, allowed is a tensor")
+        if x.dim() != 4 or x.shape[1] != self.given:
+            allowed = f"(N, {self.given}, H, W)"
+            raise PynasError(f"folded: a convolution got images of shape {tuple(x.shape)}, allowed is {allowed}")
+        if not x.is_cpu:
+            raise PynasError(f"folded: a convolution got images on {x.device}, allowed is cpu")
+        if x.dtype is not torch.float32:
+            if not x.is_floating_point() or not torch.is_autocast_enabled("cpu"):
+                name = str(x.dtype).removeprefix("torch.")
+                raise PynasError(f"folded: a convolution got images of {name}, allowed is float32")
+            return x.float()
+        return x
 
     def _fits(self, residual: Any, x: Tensor) -> bool:
         """Whether the residual has the shape of the convolution's output: one to be broadcast is not oneDNN's."""
@@ -199,9 +230,7 @@ def _writes(name: str) -> bool:
     return name.endswith("_") and not name.endswith("__")
 
 
-def _fold(
-    traced: fx.GraphModule, node: fx.Node, modules: dict[str, Any], fixed: set[fx.Node], open_: set[str]
-) -> None:
+def _fold(traced: fx.GraphModule, node: fx.Node, modules: dict[str, Any], fixed: set[fx.Node], open_: set[str]) -> None:
     """Puts a FoldedConv in the place of the convolution `node` and of what can be computed with it.
 
     fixed: operations that may change a tensor, past which it is not moved. open_: modules whose weights may change.

@@ -163,8 +163,39 @@ def test_what_cannot_be_folded_says_why() -> None:
         folded(small().eval().to("meta"))
     with pytest.raises(PynasError, match="the network is of cpu bfloat16, allowed is cpu float32"):
         folded(small().eval().bfloat16())
+    with pytest.raises(PynasError, match=r"got str, allowed is an nn\.Module"):
+        folded("resnet18")  # type: ignore[arg-type]
     with pytest.raises(PynasError, match="Branching cannot be traced: symbolically traced variables"):
         folded(Branching().eval())
+
+
+def test_images_that_a_convolution_cannot_take_are_refused_with_what_is_allowed() -> None:
+    quick = folded(trained(small()))
+    for wrong, message in (
+        (torch.randn(2, 4, 26, 26), r"images of shape \(2, 4, 26, 26\), allowed is \(N, 3, H, W\)"),
+        (torch.randn(3, 26, 26), r"images of shape \(3, 26, 26\), allowed is \(N, 3, H, W\)"),
+        (images(2).to("meta"), "images on meta, allowed is cpu"),
+        (images(2).double(), "images of float64, allowed is float32"),
+        (images(2).bfloat16(), "images of bfloat16, allowed is float32"),
+        ("cat.jpg", "got str, allowed is a tensor"),
+    ):
+        with pytest.raises(PynasError, match=message):
+            quick(wrong)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert quick(images(2).bfloat16()).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("called_before", [False, True])
+def test_it_compiles_in_one_graph(called_before: bool) -> None:
+    for network, x in ((trained(small()), images(2)), (trained(resnet18(classes=10)), images(2, 64))):
+        quick = folded(network)
+        with torch.no_grad():
+            if called_before:
+                quick(x)
+            found = torch.compile(quick, fullgraph=True, backend="aot_eager")(x)
+            torch.testing.assert_close(found, quick(x), rtol=1e-3, atol=1e-4)
+            torch._dynamo.reset()
 
 
 @needs_library
