@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from ranks import finish, start
-from test_search import CONFIG, SPACE
+from test_fpnas_search import CONFIG, SPACE
 
 import pynas
 from pynas.data.config import DataConfig
