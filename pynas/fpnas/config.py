@@ -76,6 +76,9 @@ class SupernetConfig(BaseModel):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
+    workers: int | None = Field(None, ge=0)
+    """Processes that decode images where these are files, for each half; None takes as many as there are cores."""
+
     @model_validator(mode="after")
     def _warm_up_ends(self) -> SupernetConfig:
         if self.warmup_epochs >= self.epochs:

@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pynas.errors import PynasError
 from pynas.space.space import Space
 from pynas.space.table import Variable
 
 MOST_CHOICES = 1 << 18
-"""Joint choices of a layer: 2 MB of alpha, and hundreds of times more than a search draws samples."""
+"""Joint choices of a layer: 2 MB of alpha, and more than the paper's searches draw architectures (Table 5)."""
 
 
 class Distribution:
@@ -168,12 +169,15 @@ class Distribution:
     # state ----------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, from which `from_dict` makes it again bit for bit."""
-        return {"factors": [[*factor] for factor in self.factors], "alpha": self.alpha.detach().numpy().tolist()}
+        """Plain values, from which `from_dict` makes it again bit for bit: the logits factor by factor."""
+        alpha = self.alpha.detach()
+        logits = [row[:size].tolist() for row, size in zip(alpha, self.sizes, strict=True)]
+        return {"factors": [[*factor] for factor in self.factors], "alpha": logits}
 
     @classmethod
-    def from_dict(cls, space: Space, values: dict[str, Any]) -> Distribution:
-        return cls(space, values["factors"], torch.tensor(values["alpha"], dtype=torch.float64))
+    def from_dict(cls, space: Space, values: Mapping[str, Any]) -> Distribution:
+        rows = [torch.tensor(row, dtype=torch.float64) for row in values["alpha"]]
+        return cls(space, values["factors"], pad_sequence(rows, batch_first=True, padding_value=-math.inf))
 
 
 def layers(space: Space) -> list[tuple[int, ...]]:

@@ -1,6 +1,6 @@
 """A search in a directory of its own: begun, watched, stopped and gone on with.
 
-DIR/search.json     what is searched: space, settings, targets, data, seed
+DIR/run.json        what is searched: space, settings, targets, data, seed
 DIR/checkpoints/    the state after each of the last epochs (`pynas.train.checkpoint`)
 DIR/log.jsonl       a row an epoch
 DIR/result.json     the mode and what is told of it; there once the search is finished
@@ -10,7 +10,6 @@ Of several ranks rank 0 writes; all of them compute, stop and fail together.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -19,26 +18,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pynas.data.batches import Data
 from pynas.data.config import DataConfig
 from pynas.data.open import open_data
 from pynas.errors import PynasError
 from pynas.files import FileLock, write_whole
 from pynas.fpnas.config import SupernetConfig
 from pynas.fpnas.search import Search
+from pynas.nets.load import ModelSpec
 from pynas.randomness import derive_seed
 from pynas.space.space import Space
+from pynas.space.table import TableRow
 from pynas.train.checkpoint import Checkpoints
+from pynas.train.config import EXECUTION, TrainingConfig
 from pynas.train.device import choose_device
-from pynas.train.directory import differences
+from pynas.train.directory import RunDirectory, settle
 from pynas.train.log import TrainingLog
 from pynas.train.loop import preserved_random_state
 from pynas.train.memory import keep_freed_memory
+from pynas.train.models import check_data
 from pynas.train.run import Listener, Silent
 from pynas.train.signals import Signals, Stopped
 from pynas.train.world import World
-
-EXECUTION = ("device",)
-"""Settings that may change between two sittings of one search."""
 
 
 def search_supernet(
@@ -63,71 +66,78 @@ def search_supernet(
     again. Raises PynasError for what does not fit together and for a directory that holds another search.
     """
     world, shown = world or World(), listener or Silent()
-    directory = Path(path).absolute()
-    _check(space, targets)
+    directory = RunDirectory(Path(path).absolute())
+    _check_targets(space, targets)
+    architecture, _ = space.decode(np.zeros(len(space.variables), np.uint8))
+    spec = ModelSpec.of(architecture, name=space.name)
+    check_data(spec, data, TrainingConfig(batch_size=config.batch_size))
     settings = _settings(space, config, targets, data, seed)
 
-    def begin() -> dict[str, Any] | None:
+    def begin() -> tuple[str, dict[str, Any] | None]:
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PynasError(f"{path}: cannot be made a directory: {error.strerror}") from None
-        stack.enter_context(FileLock(directory / "lock", f"search {directory}"))
-        return _settle(directory, settings)
+        stack.enter_context(FileLock(directory.path / "lock", f"search {directory.path}"))
+        return settle(directory, settings, _essence), directory.read_result()
+
+    def half(name: str, *, exchanged: bool) -> Data:
+        opened = open_data(
+            data,
+            resolution=max(TableRow.values(space.table.resolution)),
+            device=device,
+            batch_size=config.batch_size,
+            seed=derive_seed(seed, name),
+            augment="none" if exchanged else config.augment,
+            workers=config.workers,
+            exchanged=exchanged,
+        )
+        stack.callback(opened.close)
+        return opened
 
     world.begin()
     with ExitStack() as stack:
-        result = world.by_first(begin)
+        identity, result = world.by_first(begin)
         if result is not None:
             return result
         signals = stack.enter_context(Signals(stop_on_usr))
         device = world.device or choose_device(config.device)
         if device.type == "cpu":
             keep_freed_memory()
-        halves = []
-        for name, exchanged in (("first half", False), ("second half", True)):
-            half = open_data(
-                data,
-                resolution=max(_resolutions(space)),
-                device=device,
-                batch_size=config.batch_size,
-                seed=derive_seed(seed, name),
-                augment="none" if exchanged else config.augment,
-                exchanged=exchanged,
-            )
-            stack.callback(half.close)
-            halves.append(half)
-        _check_fits(space, halves[0].channels, halves[0].classes)
-        steps = halves[0].train_images // config.batch_size
+        first, second = world.by_all(lambda: (half("first half", exchanged=False), half("second half", exchanged=True)))
+        steps = first.train_images // config.batch_size
         search = Search(space, config, targets, steps_per_epoch=steps, seed=seed, device=device, world=world)
-        checkpoints = Checkpoints(directory / "checkpoints", _identity(settings))
+        checkpoints = Checkpoints(directory.checkpoints, identity)
         history: list[dict[str, Any]] = []
 
         def load(state: dict[str, Any]) -> None:
             search.load_state_dict(state["search"])
             history[:] = state["history"]
 
+        def follow() -> None:
+            if found is not None and not world.first:
+                load(checkpoints.read(found))
+
         found = world.by_first(lambda: checkpoints.restore(load, shown.say))
-        if found is not None and not world.first:
-            load(checkpoints.read(found))
+        world.by_all(follow)
         first_step = search.step
 
         def heed() -> None:
             _, number = world.agree(0, signals.take())
             if signals.stops(number):
                 assert number is not None
-                raise Stopped(number, checkpoints.newest() or directory, search.step > first_step)
+                raise Stopped(number, checkpoints.newest() or directory.path, search.step > first_step)
 
         log = None
         if world.first:
-            log = TrainingLog(directory / "log.jsonl", directory / "tensorboard", history)
+            log = TrainingLog(directory.log, directory.tensorboard, history)
             stack.callback(log.close)
             shown.begin("search", config.epochs)
             stack.callback(shown.end, "search")
         stack.enter_context(preserved_random_state(device))
         while search.epoch < config.epochs:
             begun = time.perf_counter()
-            epoch = search.run_epoch(halves[0], halves[1], heed)
+            epoch = search.run_epoch(first, second, heed)
             row = {"event": "epoch", "step": search.step, "seconds": time.perf_counter() - begun, **asdict(epoch)}
             history.append(row)
             world.by_first(lambda: checkpoints.write(search.step, {"search": search.state_dict(), "history": history}))
@@ -137,7 +147,7 @@ def search_supernet(
         return world.by_first(lambda: _finish(directory, search, history))
 
 
-def _finish(directory: Path, search: Search, history: list[dict[str, Any]]) -> dict[str, Any]:
+def _finish(directory: RunDirectory, search: Search, history: list[dict[str, Any]]) -> dict[str, Any]:
     space, genome = search.space, search.distribution.mode()
     architecture, _ = space.decode(genome)
     result = {
@@ -153,33 +163,18 @@ def _finish(directory: Path, search: Search, history: list[dict[str, Any]]) -> d
         "marginals": search.distribution.marginals(),
         "history": history,
     }
-    text = json.dumps(result, indent=1)
-    write_whole(directory / "result.json", text + "\n")
+    text = json.dumps(result, indent=1, allow_nan=False)
+    write_whole(directory.result, text + "\n")
     return json.loads(text)
 
 
-def _check(space: Space, targets: Mapping[str, float]) -> None:
+def _check_targets(space: Space, targets: Mapping[str, float]) -> None:
     known = space.cost_range()
     for name, target in targets.items():
         if name not in known:
             raise PynasError(f"target {name}: unknown cost; allowed: {', '.join(known)}")
         if not target >= known[name][0]:
             raise PynasError(f"target {name}: {target:g}; the cheapest of {space.name} has {known[name][0]}")
-
-
-def _check_fits(space: Space, channels: int, classes: int) -> None:
-    table = space.table
-    if channels != table.input_channels:
-        raise PynasError(
-            f"{space.name}: takes images of {table.input_channels} channels; those of the data have {channels}"
-        )
-    if (heads := table.rows[-1].c) != classes:
-        raise PynasError(f"{space.name}: has {heads} classes; the data have {classes}")
-
-
-def _resolutions(space: Space) -> list[int]:
-    field = space.table.resolution
-    return [int(value) for value in getattr(field, "values", (field,))]
 
 
 def _settings(
@@ -197,26 +192,4 @@ def _settings(
 
 def _essence(settings: dict[str, Any]) -> dict[str, Any]:
     search = {key: value for key, value in settings["search"].items() if key not in EXECUTION}
-    return {**settings, "search": search, "space": settings["space"]["fingerprint"]}
-
-
-def _identity(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(_essence(settings), sort_keys=True).encode()).hexdigest()
-
-
-def _settle(directory: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Write down what is searched, or check it against what was; the result of a search that is finished."""
-    record, result = directory / "search.json", directory / "result.json"
-    if result.exists() or any((directory / "checkpoints").glob("step_*.pt")):
-        try:
-            recorded = _essence(json.loads(record.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise PynasError(f"{directory}: {record.name} is missing or damaged") from None
-        given = json.loads(json.dumps(_essence(settings)))
-        if changed := [t for key in recorded | given for t in differences(key, recorded.get(key), given.get(key))]:
-            raise PynasError(
-                f"{directory}: this search began with other settings: {'; '.join(changed)}. Name another directory to "
-                f"begin anew, or put them back; only {' and '.join(EXECUTION)} may change"
-            )
-    write_whole(record, json.dumps(settings, indent=1) + "\n")
-    return json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
+    return json.loads(json.dumps({**settings, "search": search, "space": settings["space"]["fingerprint"]}))

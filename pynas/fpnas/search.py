@@ -34,6 +34,7 @@ from pynas.fpnas.supernet import Supernet
 from pynas.randomness import derive_seed, generator
 from pynas.space.architecture import Architecture
 from pynas.space.space import Space
+from pynas.train.schedule import Schedule
 from pynas.train.world import World
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Epoch:
     entropy: float  # of the distribution after it, nats
     samples: int  # architectures drawn in it
     dropped: int  # of them, for a likelihood or a gradient that was not finite
-    loss: float  # mean cross-entropy of the architectures that trained, nats an image
+    loss: float | None  # mean cross-entropy of the architectures that trained, nats an image; None where none did
     costs: dict[str, float]  # mean over the architectures drawn
     accuracy: float  # of the mode, with the supernet's weights, on the second half
 
@@ -74,6 +75,7 @@ class Search:
     ) -> None:
         self.space, self.config, self.targets = space, config, dict(targets)
         self.steps_per_epoch, self.seed, self.device = steps_per_epoch, seed, device
+        self._schedule = Schedule(steps_per_epoch, 1.0, 0.0, cosine_epochs=config.epochs)
         self.world = world or World()
         self.supernet = Supernet(space, seed=derive_seed(seed, "supernet")).to(device)
         self.optimizer = torch.optim.SGD(_groups(self.supernet, config), config.lr, config.momentum)
@@ -99,7 +101,7 @@ class Search:
     @property
     def lr(self) -> float:
         """SGD's rate in the next step."""
-        return self.config.lr * 0.5 * (1 + math.cos(math.pi * self.step / (self.config.epochs * self.steps_per_epoch)))
+        return self.config.lr * self._schedule.factor(self.step)
 
     def run_epoch(self, first_half: Data, second_half: Data, before_step: Callable[[], None] = lambda: None) -> Epoch:
         """One epoch, of the batches of `train_batches` of both; returns what is told of it.
@@ -124,7 +126,7 @@ class Search:
             entropy=self.distribution.entropy(),
             samples=samples,
             dropped=dropped,
-            loss=float(np.mean(losses)) if losses else math.nan,
+            loss=float(np.mean(losses)) if losses else None,
             costs={name: float(np.mean(values)) for name, values in costs.items()},
             accuracy=self.accuracy(self.distribution.mode(), second_half.validation_batches()),
         )
@@ -177,8 +179,9 @@ class Search:
             losses[i] = self._add_gradients(genomes[chosen[i]], float(importance[chosen[i]]), batch, gradients)
         losses = self.world.sum(losses)
         self._tell_dropped(~torch.isfinite(torch.tensor(losses)), "gradient")
-        if any(map(math.isfinite, losses)):
-            self._descend(gradients, [genomes[k] for k in chosen])
+        # Only what took part: the zero gradient of others would still be a step of momentum and weight decay.
+        if kept := [genomes[k] for k, loss in zip(chosen, losses, strict=True) if math.isfinite(loss)]:
+            self._descend(gradients, kept)
         return losses
 
     def _add_gradients(
@@ -258,14 +261,14 @@ class Search:
             "step": self.step,
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "distribution": {"factors": [[*f] for f in self.distribution.factors], "alpha": self.distribution.alpha},
+            "distribution": self.distribution.to_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._learn(Distribution(self.space, **state["distribution"]))
+        self._learn(Distribution.from_dict(self.space, state["distribution"]))
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.step = state["step"]
 

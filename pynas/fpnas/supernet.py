@@ -38,7 +38,7 @@ from pynas.space.space import Space, core
 from pynas.space.table import TableRow, Variable
 
 MOST_BLOCKS = 2048
-"""Modules that are kept for the next path, some 40 kB each."""
+"""Modules of blocks that are kept for the next path."""
 
 
 class Supernet(nn.Module):

@@ -349,12 +349,7 @@ def require_values(where: str, tensors: Iterable[Tensor]) -> None:
 
 def with_version(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Those whose changes autograd counts: all but what was made in inference mode."""
-    found = []
-    for tensor in tensors:
-        with suppress(RuntimeError):
-            tensor._version  # noqa: B018
-            found.append(tensor)
-    return found
+    return [tensor for tensor in tensors if not tensor.is_inference()]
 
 
 def in_shared_memory(tensor: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,36 +88,41 @@ def _plain_model(spec: ModelSpec) -> dict[str, Any]:
     return values
 
 
-def settle(directory: RunDirectory, settings: dict[str, Any]) -> str:
+Essence = Callable[[dict[str, Any]], dict[str, Any]]
+"""The settings less what may change between two sittings: plain values, as JSON gives them back."""
+
+
+def settle(directory: RunDirectory, settings: dict[str, Any], essence: Essence | None = None) -> str:
     """Write down what is trained, or check it against what was; returns the training's identity.
 
     For whoever holds the directory's lock. A directory without a checkpoint or a result has nothing to lose, and takes
-    the new settings.
+    the new settings. essence: of settings other than `settings_of`.
     """
-    check_same(directory, settings)
+    check_same(directory, settings, essence)
     write_whole(directory.settings, json.dumps(settings, indent=1) + "\n")
-    return identity_of(settings)
+    return identity_of(settings, essence)
 
 
-def identity_of(settings: dict[str, Any]) -> str:
+def identity_of(settings: dict[str, Any], essence: Essence | None = None) -> str:
     """A hash of what decides a training's outcome: two with the same one are the same training."""
-    return hashlib.sha256(json.dumps(_essence(settings), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps((essence or _essence)(settings), sort_keys=True).encode()).hexdigest()
 
 
-def check_same(directory: RunDirectory, settings: dict[str, Any]) -> None:
+def check_same(directory: RunDirectory, settings: dict[str, Any], essence: Essence | None = None) -> None:
     """Raises PynasError where the directory holds something of a training with other settings; writes nothing."""
+    essence = essence or _essence
     if not directory.result.exists() and not any(directory.checkpoints.glob("step_*.pt")):
         return
     try:
-        recorded = _essence(json.loads(directory.settings.read_text(encoding="utf-8")))
+        recorded = essence(json.loads(directory.settings.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise PynasError(f"{directory.path}: {directory.settings.name} is missing or damaged") from None
-    given = _essence(settings)
+    given = essence(settings)
     absent = {"nodes": 1}  # what a key that is not there stands for
     changed = [
         text
         for key in recorded | given
-        for text in differences(key, recorded.get(key, absent.get(key)), given.get(key, absent.get(key)))
+        for text in _differences(key, recorded.get(key, absent.get(key)), given.get(key, absent.get(key)))
     ]
     if changed:
         raise PynasError(
@@ -134,10 +140,9 @@ def _essence(settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({**others, **models, "recipe": recipe, **nodes}))
 
 
-def differences(key: str, old: Any, new: Any) -> list[str]:
-    """What differs between two values of a setting, as texts."""
+def _differences(key: str, old: Any, new: Any) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        return [text for part in old | new for text in differences(f"{key}.{part}", old.get(part), new.get(part))]
+        return [text for part in old | new for text in _differences(f"{key}.{part}", old.get(part), new.get(part))]
     return [] if old == new else [f"{key} ({_short(old)} -> {_short(new)})"]
 
 
