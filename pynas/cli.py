@@ -18,7 +18,7 @@ from pynas.ranks.requeue import in_slurm_job
 
 app = typer.Typer(
     name="pynas",
-    help="Joint architecture-recipe search (NARS) with a compiled search core.",
+    help="Neural architecture search, joint with recipes (NARS) or in a supernet (FP-NAS), with a compiled core.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,24 +43,28 @@ def search(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Run a search, or go on with one: pretrain, iterate, evolve, train the winners."""
-    from pynas.nars.config import read_config, with_executor
-    from pynas.nars.search import search as run
+    """Run a search, or go on with one, by the method that the study names: nars or fpnas."""
+    from pynas.study.config import read_config, search_of, with_executor
+    from pynas.train.signals import Stopped
     from pynas.watch import Watch
 
     config = with_executor(read_config(study), executor)
     path = directory or study.with_suffix("")
+    launch = detect(os.environ)
     if path == study:
         raise PynasError(f"{study}: name the study's directory with --dir, or call the file STUDY.yaml")
     try:
         with Watch() as watch:
-            results = run(config, path, listener=watch)
-    except KeyboardInterrupt:
+            results = search_of(config)(config, path, listener=watch)
+    except (KeyboardInterrupt, Stopped) as stopped:
+        code = 128 + getattr(stopped, "signal", signal.SIGINT)
+        if launch is not None and launch.rank > 0:
+            raise typer.Exit(code) from None
         again = f"pynas search {study}" + (f" --dir {directory}" if directory else "")
         again += f" --executor {executor}" if executor else ""
         again += ", under srun or mpirun as before" if config.executor.kind == "mpi" else ""
         print(f"\nstopped; everything finished so far is kept in {path}. Go on with: {again}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(code) from None
     if results is None:  # a rank that has served
         return
     page = _write_report(path)
@@ -69,7 +73,10 @@ def search(
         return
     _print_winners(results)
     print(f"\nwinners as tables: {path / 'winners'}/\nreport: {page or 'needs pip install pynas-nars[report]'}")
-    print(f"other budgets: pynas evolve {path} --budget flops=LOW:HIGH")
+    if config.method == "nars":
+        print(f"other budgets: pynas evolve {path} --budget flops=LOW:HIGH")
+    else:
+        print(f"networks near the winners: pynas sample {path} BUDGET --top 10")
 
 
 @app.command()
@@ -121,7 +128,7 @@ def train(
     from pynas.data.config import DataConfig
     from pynas.sections import checked, parse_settings
     from pynas.train.models import model_for_data
-    from pynas.train.run import Stopped
+    from pynas.train.signals import Stopped
     from pynas.train.two_step import read_teacher, run_names
     from pynas.watch import Watch
 
@@ -183,8 +190,8 @@ def evolve(
 ) -> None:
     """Answer for a new budget from a study's predictor, at once and without training."""
     from pynas.nars.answers import evolve_study
-    from pynas.nars.results import plain
     from pynas.space.budget import Budget, format_amount
+    from pynas.study.results import plain
 
     bounds = Budget.parse(*(budget or []))
     space, result = evolve_study(study, bounds, mode=mode, seed=seed)
@@ -201,6 +208,35 @@ def evolve(
     if json_:
         value = {"budget": bounds.to_dict(), "answers": answers, "evaluations": result.evaluations}
         _print_json(plain(value | {"history": result.history}))
+
+
+@app.command()
+def sample(
+    study: StudyPath,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The budget whose search is meant.")] = None,
+    budget: BudgetOption = None,
+    top: Annotated[int, typer.Option(min=1, help="How many to print.")] = 1,
+    json_: Json = False,
+) -> None:
+    """Print the most probable architectures of a finished FP-NAS search, from the mode on."""
+    from pynas.fpnas.answers import most_probable
+    from pynas.space.budget import Budget, format_amount
+    from pynas.study.results import plain
+
+    space, genomes, logs = most_probable(study, name, budget=Budget.parse(*(budget or [])), top=top)
+    costs = space.costs(genomes)
+    answers = []
+    for i, genome in enumerate(genomes):
+        architecture, _ = space.decode(genome)
+        cost = {key: int(values[i]) for key, values in costs.items()}
+        answers.append({"log_probability": float(logs[i]), "genome": genome, "costs": cost})
+        answers[-1] |= {"architecture": architecture}
+        if not json_:
+            print(f"log-probability {logs[i]:.2f}", end="; ")
+            print(f"{format_amount(cost['flops'])} FLOPs, {format_amount(cost['params'])} params")
+            print(f"genome {','.join(map(str, genome))}\n{architecture}\n")
+    if json_:
+        _print_json(plain({"answers": answers}))
 
 
 @app.command()
@@ -346,7 +382,7 @@ def export(
 @app.command()
 def report(study: StudyPath, json_: Json = False) -> None:
     """Write a study's HTML report anew and print its winners; works while the search runs."""
-    from pynas.nars.answers import open_study
+    from pynas.study.opening import open_study
 
     directory, _ = open_study(study)
     page = _write_report(study)
@@ -370,7 +406,7 @@ def status(
     """Tell where a study stands: its candidates, their jobs and logs, and who drives it; works while it runs."""
     import shutil
 
-    from pynas.nars.status import WIDTH, as_lines, read_status
+    from pynas.study.status import WIDTH, as_lines, read_status
 
     found = read_status(study)
     if json_:
@@ -448,23 +484,23 @@ def _print_json(value: Any) -> None:
 
 
 def _results(path: Path) -> dict[str, Any]:
-    from pynas.nars.results import read_results
     from pynas.study.directory import StudyDirectory
+    from pynas.study.results import read_results
 
     return read_results(StudyDirectory.open(path).results)
 
 
 def _write_report(path: Path) -> Path | None:
     """Write the report where its libraries are installed."""
-    from pynas.study.directory import StudyDirectory
+    from pynas.study.opening import open_study
     from pynas.study.study import Study
 
     try:
         from pynas.report.html import write_report
     except ModuleNotFoundError:
         return None
-    directory = StudyDirectory.open(path)
-    trials = Study.open(directory, read_only=True).trials()
+    directory, config = open_study(path)
+    trials = Study.open(directory, config.JOURNAL, read_only=True).trials()
     write_report(directory.report, path.resolve().name, trials, _results(path))
     return directory.report
 
@@ -475,8 +511,8 @@ def _draw_curve(run: Path) -> str | None:
         from pynas.report.curve import draw_curve
     except ModuleNotFoundError:
         return None
+    from pynas.train.directory import RunDirectory
     from pynas.train.log import read_log
-    from pynas.train.run import RunDirectory
 
     directory = RunDirectory(run)
     draw_curve(read_log(directory.log), directory.curve)
@@ -505,9 +541,13 @@ def _print_winners(results: dict[str, Any]) -> None:
         print(f"\n{row['name']} ({row['bounds']}): {row['flops']} FLOPs, {row['params']} params")
         print(f"{row['architecture']}\n{row['recipe']}")
     headings = {"name": "budget", "bounds": "bounds", "flops": "FLOPs", "params": "params", "predicted": "predicted %"}
+    if results.get("method") == "fpnas":
+        headings["predicted"] = "in the supernet %"
     headings |= {"accuracy": "validation %", "test": "test %"}
     headings |= {"baseline_accuracy": "random: validation %", "baseline_test": "random: test %"}
-    table = Table(*headings.values(), title="winners, and the best random candidate at the same budget and length")
+    table = Table(
+        *headings.values(), title="winners, and a random network of the same budget trained for the same length"
+    )
     for row in rows:
         table.add_row(*(row[key] for key in headings))
     print()

@@ -82,4 +82,6 @@ def _allowed(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     for part in path:
         section = section.model_fields[part].annotation
         section = next((a for a in get_args(section) if a is not type(None)), section)
-    return list(getattr(section, "model_fields", None) or section.__dataclass_fields__)
+    if (fields := getattr(section, "model_fields", None)) is not None:
+        return [field.alias or name for name, field in fields.items()]
+    return list(section.__dataclass_fields__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pynas.errors import PynasError
+from pynas.listener import Listener
 from pynas.ranks.beat import SET_UP
 from pynas.ranks.launch import Launch
+from pynas.ranks.requeue import in_slurm_job, requeue
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -74,6 +77,26 @@ def _unhurried(heartbeat: float) -> Iterator[None]:
     beat().allow(max(heartbeat, SET_UP) if heartbeat else 0.0)
     yield
     beat().allow(heartbeat)
+
+
+@contextmanager
+def requeued(world: World | None, listener: Listener) -> Iterator[None]:
+    """A job of Slurm that a signal stops within the block goes back into the queue, unless it has got nowhere.
+
+    Raises `Stopped` all the same, and PynasError for a job whose time is too short for a single step.
+    """
+    from pynas.train.signals import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
+        if in_slurm_job() and stopped.signal != signal.SIGINT and (world is None or world.first):
+            if not stopped.steps_made:
+                raise PynasError(
+                    f"{stopped}; not requeued, for not one step was made since it last began: ask for more time"
+                ) from None
+            listener.say(f"{stopped}; {requeue()}")
+        raise
 
 
 def _make(path: Path) -> str:

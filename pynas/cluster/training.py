@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pynas.cluster.join import joined, requeued
 from pynas.cluster.submission import follow, running, submit, submitting
 from pynas.data.config import DataConfig
-from pynas.errors import JobFailed, PynasError
+from pynas.errors import JobFailed
+from pynas.listener import Listener, Silent
 from pynas.nets.load import ModelSpec
 from pynas.ranks.launch import Launch
-from pynas.ranks.requeue import in_slurm_job, requeue
+from pynas.ranks.requeue import in_slurm_job
 from pynas.train.directory import RunDirectory, check_same, identity_of, settings_of
 from pynas.train.models import check_data
 from pynas.train.recipe import load_recipe
-from pynas.train.run import Listener, Silent
-from pynas.train.signals import Stopped
 from pynas.train.two_step import run_folders, train_models
 from pynas.train.world import World
 
@@ -43,8 +42,6 @@ class Training:
 
     def on_ranks(self, launch: Launch, listener: Listener, *, heartbeat: float) -> dict[str, dict[str, Any]] | None:
         """Train as one rank of those that a launcher started; the results on rank 0, None on the others."""
-        from pynas.cluster.join import joined
-
         device = str(self.settings.get("device", "auto"))
         with joined(launch, self.path, heartbeat=heartbeat, device=device) as world:
             results = self._train(listener if world.first else Silent(), world)
@@ -115,8 +112,7 @@ class Training:
         return found
 
     def _train(self, listener: Listener, world: World | None) -> dict[str, dict[str, Any]]:
-        in_job = in_slurm_job()
-        try:
+        with requeued(world, listener):
             return train_models(
                 self.specs,
                 self.data,
@@ -128,13 +124,5 @@ class Training:
                 two_step=self.two_step,
                 listener=listener,
                 world=world,
-                stop_on_usr=in_job,
+                stop_on_usr=in_slurm_job(),
             )
-        except Stopped as stopped:
-            if in_job and stopped.signal != signal.SIGINT and (world is None or world.first):
-                if not stopped.steps_made:
-                    raise PynasError(
-                        f"{stopped}; not requeued, for not one step was made since it last began: ask for more time"
-                    ) from None
-                listener.say(f"{stopped}; {requeue()}")
-            raise

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pynas.data.config import Augmentation
+from pynas.data.config import Augmentation, DataConfig
+from pynas.space.budget import Budget
+from pynas.study.config import StudyConfig
+from pynas.train.config import TrainingRecipe
 
 
 class SupernetConfig(BaseModel):
@@ -87,3 +90,49 @@ class SupernetConfig(BaseModel):
                 "learned after them"
             )
         return self
+
+
+class FPNASConfig(StudyConfig):
+    """Everything an FP-NAS study depends on. Each budget is a search of its own."""
+
+    SEARCH: ClassVar[str] = "pynas.fpnas.study:search"
+    JOURNAL: ClassVar[str] = "search"
+
+    method: Literal["fpnas"]
+
+    resolution: int | None = Field(None, ge=1)
+    """Input size in pixels in place of the table's (section 5.1: 128 for the small models, 224 for the large ones)."""
+
+    data: DataConfig = DataConfig(withhold="half")
+    """Training images train the weights, validation images alpha; `withhold` is half where it is not given."""
+
+    search: SupernetConfig = SupernetConfig()
+
+    training: TrainingRecipe = TrainingRecipe()
+    """The whole recipe of final trainings, for instance ``{base: fpnas_final}``; a table's own is left out."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _halves(cls, value: Any) -> Any:
+        return {"withhold": "half", **value} if isinstance(value, dict) else value
+
+    @field_validator("budgets")
+    @classmethod
+    def _upper_bounds(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, bounds in value.items():
+            for cost, (low, high) in Budget(**bounds).bounds:
+                if low is not None or high is None:
+                    raise ValueError(
+                        f"budgets.{name}.{cost}: got {bounds[cost]!r}, allowed: an upper bound alone, the target of "
+                        "the hinge on the cost, for instance 60M"
+                    )
+        return value
+
+    @property
+    def final_data(self) -> DataConfig:
+        """Final networks train on all that the search has halved."""
+        return self.final.data or self.data.model_copy(update={"withhold": None})
+
+    def targets(self, name: str) -> dict[str, float]:
+        """TAR of each cost of a budget (section 3.4), in the costs' units."""
+        return {cost: high for cost, (_, high) in Budget(**self.budgets[name]).bounds if high is not None}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,9 @@ from pynas.data.open import open_data
 from pynas.errors import PynasError
 from pynas.files import FileLock, write_whole
 from pynas.fpnas.config import SupernetConfig
+from pynas.fpnas.distribution import Distribution
 from pynas.fpnas.search import Search
+from pynas.listener import Listener, Silent
 from pynas.nets.load import ModelSpec
 from pynas.randomness import derive_seed
 from pynas.space.space import Space
@@ -39,7 +41,6 @@ from pynas.train.log import TrainingLog
 from pynas.train.loop import preserved_random_state
 from pynas.train.memory import keep_freed_memory
 from pynas.train.models import check_data
-from pynas.train.run import Listener, Silent
 from pynas.train.signals import Signals, Stopped
 from pynas.train.world import World
 
@@ -55,11 +56,13 @@ def search_supernet(
     listener: Listener | None = None,
     world: World | None = None,
     stop_on_usr: bool = False,
+    report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Search `space` in the directory `path`, or go on where that was; returns what `result.json` holds.
 
     targets: upper bounds on costs by name, each the TAR of one hinge. data: both halves; `withhold: half` splits the
-    training images as the paper does.
+    training images as the paper does. report: called with the row of `log.jsonl` of every epoch that this call has
+    computed, on the rank that writes.
 
     On a CPU a search that was killed or stopped and then gone on with ends in the same bits as one that was not. A
     signal that stops (see `Signals`) raises `Stopped` before the next step; what was computed of its epoch is computed
@@ -67,10 +70,7 @@ def search_supernet(
     """
     world, shown = world or World(), listener or Silent()
     directory = RunDirectory(Path(path).absolute())
-    _check_targets(space, targets)
-    architecture, _ = space.decode(np.zeros(len(space.variables), np.uint8))
-    spec = ModelSpec.of(architecture, name=space.name)
-    check_data(spec, data, TrainingConfig(batch_size=config.batch_size))
+    check_search(space, config, targets, data)
     settings = _settings(space, config, targets, data, seed)
 
     def begin() -> tuple[str, dict[str, Any] | None]:
@@ -104,8 +104,13 @@ def search_supernet(
         device = world.device or choose_device(config.device)
         if device.type == "cpu":
             keep_freed_memory()
-        first, second = world.by_all(lambda: (half("first half", exchanged=False), half("second half", exchanged=True)))
+        world.advance(-2, "opening the data")
+        with world.setting_up():
+            first, second = world.by_all(
+                lambda: (half("first half", exchanged=False), half("second half", exchanged=True))
+            )
         steps = first.train_images // config.batch_size
+        world.advance(-1, "making the supernet")
         search = Search(space, config, targets, steps_per_epoch=steps, seed=seed, device=device, world=world)
         checkpoints = Checkpoints(directory.checkpoints, identity)
         history: list[dict[str, Any]] = []
@@ -124,14 +129,19 @@ def search_supernet(
 
         def heed() -> None:
             _, number = world.agree(0, signals.take())
-            if signals.stops(number):
-                assert number is not None
-                raise Stopped(number, checkpoints.newest() or directory.path, search.step > first_step)
+            if number is not None and signals.stops(number):
+                kept = checkpoints.newest()
+                if log is not None:
+                    log.event("stopped", step=search.step, checkpoint=kept and kept.name)
+                raise Stopped(number, kept or directory.path, search.epoch * steps > first_step)
 
         log = None
         if world.first:
             log = TrainingLog(directory.log, directory.tensorboard, history)
             stack.callback(log.close)
+            if found is not None:
+                log.event("resumed", step=search.step, checkpoint=found.name)
+                shown.say(f"going on from {found}")
             shown.begin("search", config.epochs)
             stack.callback(shown.end, "search")
         stack.enter_context(preserved_random_state(device))
@@ -143,6 +153,8 @@ def search_supernet(
             world.by_first(lambda: checkpoints.write(search.step, {"search": search.state_dict(), "history": history}))
             if log is not None:
                 log.epoch(row)
+                if report is not None:
+                    report(row)
                 shown.advance("search", epoch.epoch, f"entropy {epoch.entropy:.1f}, mode {100 * epoch.accuracy:.1f}%")
         return world.by_first(lambda: _finish(directory, search, history))
 
@@ -168,13 +180,22 @@ def _finish(directory: RunDirectory, search: Search, history: list[dict[str, Any
     return json.loads(text)
 
 
-def _check_targets(space: Space, targets: Mapping[str, float]) -> None:
+def check_search(space: Space, config: SupernetConfig, targets: Mapping[str, float], data: DataConfig) -> None:
+    """Raises PynasError for what no search can be made of: device, targets out of reach, data or batches that do not
+    fit, joint distributions that are too large.
+    """
+    choose_device(config.device)
     known = space.cost_range()
     for name, target in targets.items():
         if name not in known:
             raise PynasError(f"target {name}: unknown cost; allowed: {', '.join(known)}")
         if not target >= known[name][0]:
             raise PynasError(f"target {name}: {target:g}; the cheapest of {space.name} has {known[name][0]}")
+    architecture, _ = space.decode(np.zeros(len(space.variables), np.uint8))
+    spec = ModelSpec.of(architecture, name=space.name)
+    check_data(spec, data, TrainingConfig(batch_size=config.batch_size))
+    if config.distribution != "factorised":
+        Distribution.joint(space)
 
 
 def _settings(

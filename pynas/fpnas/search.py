@@ -43,6 +43,10 @@ NEGLIGIBLE = 1e-6
 """An architecture of a smaller importance weight is not trained: its gradient would not be seen in float32's sum."""
 
 
+PLACES = 1 << 16
+"""More than a step has architectures and an evaluation batches."""
+
+
 @dataclass(frozen=True)
 class Epoch:
     """What is told of an epoch of the search (Figures 3 and 4)."""
@@ -53,6 +57,7 @@ class Epoch:
     dropped: int  # of them, for a likelihood or a gradient that was not finite
     loss: float | None  # mean cross-entropy of the architectures that trained, nats an image; None where none did
     costs: dict[str, float]  # mean over the architectures drawn
+    genome: list[int]  # of the mode
     accuracy: float  # of the mode, with the supernet's weights, on the second half
 
 
@@ -115,12 +120,14 @@ class Search:
         costs: dict[str, list[float]] = {}
         samples = dropped = 0
         for batch, held_out in zip(first_half.train_batches(epoch), _endless(second_half, epoch), strict=False):
+            self._advance(0, 0, "before architecture")
             before_step()
             drawn = self.update(batch, held_out)
             samples, dropped = samples + drawn.count, dropped + drawn.dropped
             losses += drawn.losses
             for name, values in drawn.costs.items():
                 costs.setdefault(name, []).extend(values.tolist())
+        mode = self.distribution.mode()
         return Epoch(
             epoch=epoch + 1,
             entropy=self.distribution.entropy(),
@@ -128,7 +135,8 @@ class Search:
             dropped=dropped,
             loss=float(np.mean(losses)) if losses else None,
             costs={name: float(np.mean(values)) for name, values in costs.items()},
-            accuracy=self.accuracy(self.distribution.mode(), second_half.validation_batches()),
+            genome=mode.tolist(),
+            accuracy=self.accuracy(mode, second_half.validation_batches()),
         )
 
     # one step -------------------------------------------------------------------------------------------------------
@@ -157,6 +165,7 @@ class Search:
         """log P(y | X, w, A_k) of a batch, float64 (K,): over its images the sum or the mean, as configured."""
         found = [0.0] * len(genomes)
         for k in self._mine(len(genomes)):
+            self._advance(1, k, "likelihood")
             logits = self.supernet(batch.images, self.architecture(genomes[k])).double()
             found[k] = -float(functional.cross_entropy(logits, batch.labels, reduction=self.config.likelihood))
         return torch.tensor(self.world.sum(found), dtype=torch.float64)
@@ -176,6 +185,7 @@ class Search:
         gradients: dict[str, Tensor] = {}
         losses = [0.0] * len(chosen)
         for i in self._mine(len(chosen)):
+            self._advance(2, i, "gradients")
             losses[i] = self._add_gradients(genomes[chosen[i]], float(importance[chosen[i]]), batch, gradients)
         losses = self.world.sum(losses)
         self._tell_dropped(~torch.isfinite(torch.tensor(losses)), "gradient")
@@ -222,6 +232,13 @@ class Search:
             group["lr"] = self.lr
         self.optimizer.step()
 
+    def _advance(self, phase: int, number: int, what: str) -> None:
+        """Tell whoever watches this rank where it is: phase 0 is before a step, 3 after an epoch's last."""
+        step = self.step - (phase > 2)
+        epoch, within = divmod(step, self.steps_per_epoch)
+        place = f"step {within + 1} of epoch {epoch + 1}: {what} {number + 1}"
+        self.world.advance((step * 4 + phase) * PLACES + number, place)
+
     def _mine(self, count: int) -> range:
         """Which of `count` architectures this rank computes."""
         return range(self.world.rank, count, self.world.size)
@@ -245,12 +262,19 @@ class Search:
 
     @torch.no_grad()
     def accuracy(self, genome: NDArray[np.uint8], batches: Iterable[Batch]) -> float:
-        """Of one architecture with the supernet's weights, in [0, 1]; batch-norm by each batch's own statistics."""
+        """Of one architecture with the supernet's weights, in [0, 1]; batch-norm by each batch's own statistics.
+
+        Ranks share the batches out, and all get the same answer.
+        """
         right = images = 0
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            if number % self.world.size != self.world.rank:
+                continue
+            self._advance(3, number, "evaluating, batch")
             logits = self.supernet(batch.images, self.architecture(genome))
             right += int((logits.argmax(1) == batch.labels).sum())
             images += len(batch.labels)
+        right, images = map(int, self.world.sum([right, images]))
         return right / images
 
     # state ----------------------------------------------------------------------------------------------------------

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pynas.errors import PynasError
+from pynas.nars.config import NARSConfig
 from pynas.nars.evolve import EvolutionResult, evolve
-from pynas.nars.opening import open_config, open_space
-from pynas.nars.results import read_results
+from pynas.nars.spaces import open_space
 from pynas.nars.winners import inherited
 from pynas.predict.predictor import Predictor
 from pynas.space.budget import Budget
 from pynas.space.space import Space
-from pynas.study.directory import StudyDirectory
+from pynas.study.opening import open_study
+from pynas.study.results import read_results
 from pynas.study.study import Study
-
-if TYPE_CHECKING:
-    from pynas.nars.config import StudyConfig
-
-
-def open_study(path: str | Path) -> tuple[StudyDirectory, StudyConfig]:
-    """A study's directory and configuration, for reading. Raises PynasError where there is none."""
-    directory = StudyDirectory.open(path)
-    return directory, open_config(directory)
 
 
 def evolve_study(
@@ -34,6 +26,8 @@ def evolve_study(
     Raises PynasError where the study has no predictor yet or the budget cannot be met.
     """
     directory, config = open_study(path)
+    if not isinstance(config, NARSConfig):
+        raise PynasError(f"{path}: a study of method {config.method} has no predictor to evolve from")
     if not directory.predictor.exists():
         raise PynasError(f"{path}: has no predictor yet; finish the search first: pynas search STUDY.yaml")
     space = open_space(directory, config)

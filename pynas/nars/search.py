@@ -7,7 +7,6 @@ there is to resuming.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,32 +15,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pynas.errors import PynasError, SearchStopped
-from pynas.nars import trainings
-from pynas.nars.config import StudyConfig
+from pynas.listener import Listener, Silent
+from pynas.nars.config import NARSConfig
 from pynas.nars.early_stop import EarlyStop, early_stop_epoch
 from pynas.nars.evolve import evolve
 from pynas.nars.iterate import select_candidates
-from pynas.nars.listener import Listener, Silent
-from pynas.nars.opening import fixed_model, new_space, open_space, settle
 from pynas.nars.pool import Pool, make_pool
-from pynas.nars.results import plain, write_results
-from pynas.nars.winners import answer, inherited, write_winner
+from pynas.nars.spaces import fixed_model, new_space, open_space
+from pynas.nars.winners import answer, inherited
 from pynas.predict.predictor import Predictor
 from pynas.randomness import derive_seed, generator
-from pynas.ranks.launch import detect
 from pynas.runtime.executor import Executor
-from pynas.runtime.open import open_executor
+from pynas.runtime.open import alone, open_executor
 from pynas.space.budget import Budget
 from pynas.space.space import Space
+from pynas.study import trainings
 from pynas.study.directory import StudyDirectory
+from pynas.study.opening import settle
+from pynas.study.results import plain, write_results
 from pynas.study.study import Study
 from pynas.study.trials import Trial
+from pynas.study.winners import train_winners, write_winner
 
 if TYPE_CHECKING:
     from mpi4py.futures import MPIPoolExecutor
 
 
-def search(config: StudyConfig, path: str | Path, *, listener: Listener | None = None) -> dict[str, Any] | None:
+def search(config: NARSConfig, path: str | Path, *, listener: Listener | None = None) -> dict[str, Any] | None:
     """Run or go on with the study at `path`; returns its results (the content of ``results.json``).
 
     With an executor of kind mpi every rank calls this. The first drives; the others train candidates until the search
@@ -52,11 +52,7 @@ def search(config: StudyConfig, path: str | Path, *, listener: Listener | None =
     """
     listener = listener or Silent()
     if config.executor.kind != "mpi":
-        if (launch := detect(os.environ)) is not None:
-            raise PynasError(
-                f"executor {config.executor.kind}: {launch.launcher} started {launch.size} processes of this search, "
-                "which needs one; --executor mpi has them train candidates"
-            )
+        alone(config.executor.kind)
         return _drive(config, path, listener, None)
     from pynas.runtime.mpi import pool
 
@@ -65,7 +61,7 @@ def search(config: StudyConfig, path: str | Path, *, listener: Listener | None =
         return None if ranks is None else _drive(config, path, listener, ranks)
 
 
-def _drive(config: StudyConfig, path: str | Path, listener: Listener, ranks: MPIPoolExecutor | None) -> dict[str, Any]:
+def _drive(config: NARSConfig, path: str | Path, listener: Listener, ranks: MPIPoolExecutor | None) -> dict[str, Any]:
     _check(config, new_space(config))
     with StudyDirectory.create(path) as directory:
         begun = directory.journal.exists() and bool(Study.open(directory).trials())
@@ -84,7 +80,7 @@ def _drive(config: StudyConfig, path: str | Path, listener: Listener, ranks: MPI
             return _Search(config, directory, space, executor, listener).run()
 
 
-def _check(config: StudyConfig, space: Space) -> None:
+def _check(config: NARSConfig, space: Space) -> None:
     """What would fail the search after hours fails it at once: budgets that nothing meets, data that do not fit."""
     from pynas.nets.load import ModelSpec
     from pynas.train.device import choose_device
@@ -93,7 +89,7 @@ def _check(config: StudyConfig, space: Space) -> None:
     choose_device(config.training.device)
     architecture, _ = space.decode(np.zeros(len(space.variables), np.uint8))
     spec = fixed_model(config) or ModelSpec.of(architecture, name="architecture")
-    for data in (config.data, config.final.data or config.data):
+    for data in (config.data, config.final_data):
         check_data(spec, data, config.training)
     for name, bounds in {"pool.budget": config.pool.budget, **config.budgets}.items():
         try:
@@ -104,7 +100,7 @@ def _check(config: StudyConfig, space: Space) -> None:
 
 class _Search:
     def __init__(
-        self, config: StudyConfig, directory: StudyDirectory, space: Space, executor: Executor, listener: Listener
+        self, config: NARSConfig, directory: StudyDirectory, space: Space, executor: Executor, listener: Listener
     ) -> None:
         self.config = config
         self.directory = directory
@@ -284,41 +280,24 @@ class _Search:
 
     def final(self, winners: dict[str, Any], trials: Sequence[Trial], stop: EarlyStop) -> None:
         """Train each winner, and beside it the best random candidate of the first iteration within its budget."""
-        config, space = self.config, self.space
-        study = Study.open(self.directory, "final")
-        planned: dict[tuple[str, str], Trial] = {}
-        for number, (name, winner) in enumerate(winners.items(), start=1):
-            runs = {"final": (winner["genome"], winner["costs"])}
+        config = self.config
+        runs: dict[str, dict[str, Any]] = {}
+        for name, winner in winners.items():
+            runs[name] = {"final": (winner["genome"], winner["costs"])}
             if config.final.baseline and (best := self.best_random(trials, winner["budget"], stop)):
-                runs["baseline"] = (best.genome, best.costs)
+                runs[name]["baseline"] = (best.genome, best.costs)
                 winner["baseline_key"] = best.key
-            # Both train with the seed of their budget: the same images in the same order.
-            seed = derive_seed(config.seed, "final", number)
-            for index, (run, (genome, costs)) in enumerate(runs.items()):
-                planned[name, run] = Trial(number, index, genome, config.final.epochs, seed, costs)
-        recorded = trainings.record(study, space, list(planned.values()))
-        finished = trainings.train(
-            recorded,
-            study=study,
-            space=space,
+        train_winners(
+            winners,
+            runs,
+            config=config,
+            training=config.training,
+            directory=self.directory,
+            space=self.space,
             executor=self.executor,
-            data=config.final.data or config.data,
-            training=config.training.model_copy(update={"epochs": config.final.epochs}),
             model=self.model,
             listener=self.listener,
-            label="final training",
-            max_failed=1.0,
-            test=True,
         )
-        for (name, run), trial in zip(planned, finished, strict=True):
-            winners[name][run] = {
-                "genome": trial.genome,
-                "costs": trial.costs,
-                "epochs": trial.epochs,
-                "accuracy": trial.accuracy,
-                "test_accuracy": trial.test_accuracy,
-                "reason": trial.reason,
-            }
 
     def best_random(self, trials: Sequence[Trial], bounds: dict[str, Any], stop: EarlyStop) -> Trial | None:
         budget = Budget(**bounds)

@@ -11,17 +11,17 @@ import plotly.graph_objects as go
 if TYPE_CHECKING:
     from pynas.study.trials import Trial
 
-_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac")
+COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac")
 _LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
     "height": 420,
     "margin": {"l": 70, "r": 20, "t": 20, "b": 55},
     "legend": {"orientation": "h", "y": 1.08, "x": 0},
-    "colorway": list(_COLOURS),
+    "colorway": list(COLOURS),
 }
 
 
-def _figure(x: str, y: str, **layout: Any) -> go.Figure:
+def new_figure(x: str, y: str, **layout: Any) -> go.Figure:
     figure = go.Figure(layout=_LAYOUT | layout)
     figure.update_xaxes(title_text=x)
     figure.update_yaxes(title_text=y)
@@ -37,7 +37,7 @@ def accuracy_against_flops(trials: Sequence[Trial], at_epoch: int) -> go.Figure:
     from pynas._core import pareto_front
 
     done = complete(trials)
-    figure = _figure("MFLOPs", f"validation accuracy at epoch {at_epoch} (%)")
+    figure = new_figure("MFLOPs", f"validation accuracy at epoch {at_epoch} (%)")
     for iteration in sorted({trial.iteration for trial in done}):
         chosen = [trial for trial in done if trial.iteration == iteration]
         figure.add_scatter(
@@ -46,7 +46,7 @@ def accuracy_against_flops(trials: Sequence[Trial], at_epoch: int) -> go.Figure:
             text=[f"candidate {trial.key}" for trial in chosen],
             mode="markers",
             name=f"iteration {iteration}",
-            marker={"size": 9, "color": _COLOURS[(iteration - 1) % len(_COLOURS)]},
+            marker={"size": 9, "color": COLOURS[(iteration - 1) % len(COLOURS)]},
         )
     if done:
         points = np.array([[trial.costs["flops"] / 1e6, 100 * trial.curve[at_epoch - 1]] for trial in done])
@@ -59,7 +59,7 @@ def accuracy_against_flops(trials: Sequence[Trial], at_epoch: int) -> go.Figure:
 
 def predicted_against_measured(cross_validation: Mapping[str, Any]) -> go.Figure:
     """Out-of-fold predictions of the MLP and of ridge regression against what was measured."""
-    figure = _figure("measured accuracy (%)", "predicted out of fold (%)")
+    figure = new_figure("measured accuracy (%)", "predicted out of fold (%)")
     measured = 100 * np.array(cross_validation["measured"])
     for name, key in (("MLP", "mlp"), ("ridge", "ridge")):
         figure.add_scatter(
@@ -76,7 +76,7 @@ def predicted_against_measured(cross_validation: Mapping[str, Any]) -> go.Figure
 def rank_correlation_by_epoch(early_stop: Mapping[str, Any]) -> go.Figure:
     """Fig. 5: rank correlation of each epoch's accuracy with the final one, the threshold and the chosen epoch."""
     correlation = early_stop["correlation"]
-    figure = _figure("epoch", "Spearman rank correlation with the final accuracy")
+    figure = new_figure("epoch", "Spearman rank correlation with the final accuracy")
     epochs = list(range(1, len(correlation) + 1))
     figure.add_scatter(x=epochs, y=correlation, mode="lines+markers", name="first iteration")
     figure.update_xaxes(tickmode="array", tickvals=epochs[:: max(1, len(epochs) // 15)])
@@ -88,7 +88,7 @@ def rank_correlation_by_epoch(early_stop: Mapping[str, Any]) -> go.Figure:
 
 def accuracy_by_iteration(trials: Sequence[Trial], at_epoch: int) -> go.Figure:
     """Fig. 6: how the accuracy of the sampled candidates is distributed in each iteration."""
-    figure = _figure("", f"validation accuracy at epoch {at_epoch} (%)", showlegend=False)
+    figure = new_figure("", f"validation accuracy at epoch {at_epoch} (%)", showlegend=False)
     done = complete(trials)
     for iteration in sorted({trial.iteration for trial in done}):
         accuracies = [100 * trial.curve[at_epoch - 1] for trial in done if trial.iteration == iteration]
@@ -99,7 +99,7 @@ def accuracy_by_iteration(trials: Sequence[Trial], at_epoch: int) -> go.Figure:
 
 def evolution_history(evolution: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     """Best predicted accuracy by scored children, for each budget, in the restart that won."""
-    figure = _figure("scored children", "best predicted accuracy (%)")
+    figure = new_figure("scored children", "best predicted accuracy (%)")
     for name, run in evolution.items():
         history = {key: np.array(values) for key, values in run["history"].items()}
         winner = history["restart"][np.argmax(history["best"])]
@@ -117,7 +117,7 @@ def proxy_fit(pretrain: Mapping[str, Any]) -> dict[str, go.Figure]:
     """Fig. 4 (a) and (b): statistics predicted by the proxy head against the true ones, on the held-out pool."""
     figures = {}
     for name, r2 in pretrain["r2"].items():
-        figure = _figure(f"true {name} (M)", f"predicted {name} (M)", height=340)
+        figure = new_figure(f"true {name} (M)", f"predicted {name} (M)", height=340)
         true, predicted = (np.array(pretrain[side][name]) / 1e6 for side in ("measured", "predicted"))
         figure.add_scatter(x=true, y=predicted, mode="markers", marker={"size": 5}, name=f"R² {_number(r2)}")
         figure.update_layout(showlegend=True)

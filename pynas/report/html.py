@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pynas.report import figures, tables
+from pynas.report import figures, supernet_figures, tables
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def write_report(path: Path, title: str, trials: Sequence[Trial], results: Mapping[str, Any]) -> None:
-    """Render the page for a study's `trials` and `results` (see `nars/results.py`) and move it into place at `path`."""
+    """Render the page for a study's `trials` and `results` (`study/results.py`) and move it to `path`."""
     import jinja2
     from plotly.offline import get_plotlyjs
 
@@ -30,9 +30,11 @@ def write_report(path: Path, title: str, trials: Sequence[Trial], results: Mappi
         title=title,
         subtitle=_subtitle(results),
         winners=tables.winner_rows(results),
+        fpnas=_is_fpnas(results),
+        searches=tables.search_rows(results),
         figures=[
             {"title": name, "note": note, "html": _markup(f"figure-{i}", figure)}
-            for i, (name, note, figure) in enumerate(_figures(trials, results))
+            for i, (name, note, figure) in enumerate((_supernet if _is_fpnas(results) else _figures)(trials, results))
         ],
         counts=", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none yet",
         failed=[trial for trial in trials if trial.state == "failed"],
@@ -43,7 +45,13 @@ def write_report(path: Path, title: str, trials: Sequence[Trial], results: Mappi
     os.replace(temporary, path)
 
 
+def _is_fpnas(results: Mapping[str, Any]) -> bool:
+    return results.get("method") == "fpnas"
+
+
 def _subtitle(results: Mapping[str, Any]) -> str:
+    if _is_fpnas(results):
+        return f"FP-NAS in the space {results['space']}: {results['epochs']} epochs for each budget."
     pool = results.get("pool")
     if not pool:
         return ""
@@ -90,6 +98,42 @@ def _figures(trials: Sequence[Trial], results: Mapping[str, Any]) -> Iterator[tu
     if results.get("pretrain"):
         for name, figure in figures.proxy_fit(results["pretrain"]).items():
             yield f"Pretraining: {name}", "The proxy head on the 20% of the pool it was not trained on.", figure
+
+
+def _supernet(trials: Sequence[Trial], results: Mapping[str, Any]) -> Iterator[tuple[str, str, go.Figure]]:
+    searches = {name: search for name, search in results.get("searches", {}).items() if search["history"]}
+    if not searches:
+        return
+    yield (
+        "Entropy",
+        "Of the distribution over architectures after each epoch, in nats. It stays where it is while the weights warm "
+        "up, and falls as the search makes up its mind.",
+        supernet_figures.entropy(searches),
+    )
+    yield (
+        "Sample count",
+        "K, the mean of each epoch's steps. With adaptive sampling it is max(1, floor(lambda x entropy)), equation 4.",
+        supernet_figures.sample_count(searches),
+    )
+    targets = dict.fromkeys(cost for search in searches.values() for cost in search.get("targets", {}))
+    for cost in targets or ["flops"]:
+        yield (
+            f"Expected {cost}",
+            "The mean of the architectures drawn; the dashed line is the target of the hinge on the cost.",
+            supernet_figures.expected_cost(searches, cost),
+        )
+    yield (
+        "Validation accuracy of the mode",
+        "With the supernet's shared weights, on the half that trains alpha; lower than that of the network by itself.",
+        supernet_figures.mode_accuracy(searches),
+    )
+    for name, search in searches.items():
+        if "marginals" in search:
+            yield (
+                f"Distribution, {name}",
+                "The probability of every choice at the end of the search, layer by layer; the mode's in bold.",
+                supernet_figures.distribution(search["marginals"], results["choices"], search["genome"]),
+            )
 
 
 def _markup(identifier: str, figure: go.Figure) -> Any:

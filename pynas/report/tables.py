@@ -40,6 +40,26 @@ def winner_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
+def search_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One line a search in a supernet: how far it is, what it drew and took, and where its distribution stands."""
+    rows = []
+    for name, search in results.get("searches", {}).items():
+        history = search["history"]
+        last = history[-1] if history else {}
+        rows.append(
+            {
+                "name": name,
+                "targets": ", ".join(f"{cost} {format_amount(t)}" for cost, t in search.get("targets", {}).items()),
+                "epochs": f"{len(history)}/{results['epochs']}",
+                "samples": str(sum(row["samples"] for row in history)),
+                "seconds": f"{sum(row['seconds'] for row in history):.0f}",
+                "entropy": f"{last['entropy']:.2f}" if last else "–",
+                "accuracy": percent(last.get("accuracy")),
+            }
+        )
+    return rows
+
+
 def _network(winner: Mapping[str, Any]) -> str:
     if winner["architecture"] is None:
         return f"model {winner['model']}"

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pynas.cores import available_cores
 from pynas.errors import PynasError
-from pynas.ranks.launch import detect
+from pynas.ranks.launch import Launch, detect
 from pynas.ranks.placement import Placement, place
 from pynas.ranks.startup import check
 from pynas.ranks.supervisor import beat
@@ -208,6 +208,19 @@ class _Flight:
         return Done(self.folder.key, result.value)
 
 
+def launched() -> Launch:
+    """The ranks of MPI that this process is one of. Raises PynasError where srun or mpirun has not started it."""
+    launch = detect(os.environ)
+    if launch is None:
+        raise PynasError(
+            "executor mpi: started as one process; start it with srun -n 4 python -m pynas search ... or mpirun -n 4 "
+            "python -m pynas search ...: the first rank drives, each of the others trains candidates"
+        )
+    if launch.launcher == "torchrun":
+        raise PynasError("executor mpi: torchrun starts no ranks of MPI; start it with srun or mpirun")
+    return launch
+
+
 @contextmanager
 def pool(
     shared: Sequence[str | os.PathLike[str]] = (), readable: Sequence[str] = ()
@@ -223,15 +236,7 @@ def pool(
         PynasError: there is one rank only, MPI is missing or has no threads, or the ranks do not run the same program
             or see the same files.
     """
-    launch = detect(os.environ)
-    if launch is None:
-        raise PynasError(
-            "executor mpi: started as one process; start it with srun -n 4 python -m pynas search ... or mpirun -n 4 "
-            "python -m pynas search ...: the first rank drives, each of the others trains candidates"
-        )
-    if launch.launcher == "torchrun":
-        raise PynasError("executor mpi: torchrun starts no ranks of MPI; start it with srun or mpirun")
-    placement = place(launch)
+    placement = place(launched())
     if placement.rank == 0:
         _make(shared)
     check(placement, shared, readable)

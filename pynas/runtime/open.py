@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pynas.cores import available_cores
+from pynas.errors import PynasError
+from pynas.ranks.launch import detect
 from pynas.runtime.executor import Executor
 from pynas.runtime.slurm_arrays import check_left
 
@@ -16,6 +18,15 @@ if TYPE_CHECKING:
     from mpi4py.futures import MPIPoolExecutor
 
 JOBS = 64  # candidates at once on Slurm, where the configuration does not say
+
+
+def alone(kind: str) -> None:
+    """Raises PynasError where a launcher started several processes of a driver whose executor needs one."""
+    if (launch := detect(os.environ)) is not None:
+        raise PynasError(
+            f"executor {kind}: {launch.launcher} started {launch.size} processes of this search, "
+            "which needs one; --executor mpi has them train candidates"
+        )
 
 
 def open_executor(

@@ -77,12 +77,16 @@ class StudyDirectory:
     @property
     def space(self) -> Path:
         """The search space's table as it was used."""
-        return self.path / "space.yaml"
+        return self.kept("space")
+
+    def kept(self, key: str) -> Path:
+        """The study's copy of the file that a key of its configuration names: space.yaml, architecture.yaml..."""
+        return self.path / f"{key}.yaml"
 
     @property
-    def architecture(self) -> Path:
-        """The network that a recipe-only search is fixed on, as a table; absent otherwise."""
-        return self.path / "architecture.yaml"
+    def searches(self) -> Path:
+        """One folder for each search in a supernet, see `pynas.fpnas.run`."""
+        return self.path / "searches"
 
     @property
     def results(self) -> Path:

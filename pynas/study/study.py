@@ -127,12 +127,13 @@ class Study:
                 self._storage.set_trial_intermediate_value(self._trial_ids[key], epoch, float(accuracy))
         return self.trial(key)
 
-    def finish(self, key: str, result: Mapping[str, Any]) -> Trial:
+    def finish(self, key: str, result: Mapping[str, Any], notes: Mapping[str, Any] | None = None) -> Trial:
         """The trial was trained.
 
         Args:
             result: of training: accuracy, curve, epochs, seconds, test_accuracy (all but accuracy may be absent).
                 An accuracy that is not finite makes the trial a failed one: Optuna has no place for it either.
+            notes: further user attributes for Optuna's tools, JSON values by name.
         """
         accuracy = float(result["accuracy"])
         if not math.isfinite(accuracy):
@@ -148,6 +149,8 @@ class Study:
             for name in ("epochs", "seconds", "test_accuracy"):
                 if result.get(name) is not None:
                     self._storage.set_trial_user_attr(number, name, result[name])
+            for name, value in (notes or {}).items():
+                self._storage.set_trial_user_attr(number, name, value)
             # Last, for a finished trial takes no changes, and half a batch must leave it unfinished.
             self._storage.set_trial_state_values(number, TrialState.COMPLETE, [accuracy])
         return self.trial(key)

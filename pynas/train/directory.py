@@ -7,14 +7,16 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pynas.data.config import DataConfig
 from pynas.errors import PynasError
 from pynas.files import write_whole
 from pynas.nets.load import ModelSpec
 from pynas.train.config import EXECUTION, TrainingRecipe
-from pynas.train.world import World
+
+if TYPE_CHECKING:
+    from pynas.train.world import World
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,6 +27,7 @@ from pynas.data.config import DataConfig
 from pynas.data.open import open_data
 from pynas.errors import PynasError
 from pynas.files import FileLock, write_whole
+from pynas.listener import Listener, Silent
 from pynas.nets.load import ModelSpec
 from pynas.nets.weights import save_model
 from pynas.randomness import derive_seed
@@ -41,27 +42,7 @@ from pynas.train.loop import Trainer, preserved_random_state
 from pynas.train.signals import Signals, Stopped
 from pynas.train.world import World
 
-__all__ = ["Listener", "RunDirectory", "Silent", "Stopped", "train_model"]
-
 Item = TypeVar("Item")
-
-
-class Listener(Protocol):
-    """Whoever shows a training as it goes (`pynas.watch.Watch` does)."""
-
-    def begin(self, bar: str, total: float) -> None: ...
-    def advance(self, bar: str, done: float, note: str = "") -> None: ...
-    def end(self, bar: str) -> None: ...
-    def say(self, text: str) -> None: ...
-
-
-class Silent:
-    """A `Listener` that shows nothing."""
-
-    def begin(self, bar: str, total: float) -> None: ...
-    def advance(self, bar: str, done: float, note: str = "") -> None: ...
-    def end(self, bar: str) -> None: ...
-    def say(self, text: str) -> None: ...
 
 
 def train_model(

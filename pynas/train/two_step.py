@@ -8,10 +8,12 @@ from typing import Any
 
 from pynas.data.config import DataConfig
 from pynas.errors import PynasError
+from pynas.listener import Listener, Silent
 from pynas.nets.load import ModelSpec, read_model
+from pynas.train.directory import RunDirectory
 from pynas.train.models import check_data, model_for_data
 from pynas.train.recipe import load_recipe
-from pynas.train.run import Listener, RunDirectory, Silent, train_model
+from pynas.train.run import train_model
 from pynas.train.world import World
 
 TEACHER = "teacher"

@@ -17,7 +17,7 @@ from pynas.cluster import training
 from pynas.cluster.training import Training
 from pynas.data.config import DataConfig
 from pynas.errors import PynasError
-from pynas.train.run import Silent
+from pynas.listener import Silent
 from pynas.train.signals import Stopped
 
 MPIEXEC = Path(sys.executable).parent / "mpiexec"

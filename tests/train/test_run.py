@@ -21,9 +21,11 @@ from pynas.data.config import DataConfig
 from pynas.errors import PynasError
 from pynas.nets.load import ModelSpec
 from pynas.train.config import TrainingRecipe
+from pynas.train.directory import RunDirectory
 from pynas.train.log import read_log
 from pynas.train.loop import Evaluation, Trainer
-from pynas.train.run import RunDirectory, Stopped, train_model
+from pynas.train.run import train_model
+from pynas.train.signals import Stopped
 
 SPEC = ModelSpec.of(small(), name="net")
 DATA = DataConfig(name="digits", train=256)

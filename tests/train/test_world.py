@@ -22,10 +22,11 @@ from pynas.errors import PynasError
 from pynas.nets.build import build
 from pynas.nets.load import ModelSpec
 from pynas.train.config import TrainingRecipe
+from pynas.train.directory import RunDirectory
 from pynas.train.distill import Teacher
 from pynas.train.log import read_log
 from pynas.train.loop import Trainer, preserved_random_state
-from pynas.train.run import RunDirectory, train_model
+from pynas.train.run import train_model
 from pynas.train.world import World
 
 CPU = torch.device("cpu")

@@ -10,9 +10,10 @@ import numpy as np
 
 from pynas.data.config import DataConfig
 from pynas.errors import SearchStopped
-from pynas.nars.listener import Listener
+from pynas.listener import Listener
 from pynas.nets.load import ModelSpec
 from pynas.runtime.executor import Done, Executor, Failed, Progress, Started
+from pynas.space.architecture import Recipe
 from pynas.space.space import Space
 from pynas.space.table import Variable
 from pynas.study.study import Study
@@ -50,12 +51,14 @@ def train(
     listener: Listener,
     label: str,
     max_failed: float,
+    recipe: Recipe | None = None,
     test: bool = False,
 ) -> list[Trial]:
     """Train what is not finished yet; returns all `trials` as they stand then, in the order given.
 
     Results on disk from a driver that died are taken in, not trained again. A failed candidate stays a failed trial;
-    raises SearchStopped once more than the share `max_failed` of the trials has failed.
+    raises SearchStopped once more than the share `max_failed` of the trials has failed. recipe: in place of those that
+    genomes decode to.
     """
     # The key is unique in the directory of tasks, where the studies of the journal share one room.
     folder = {f"{study.name}/{trial.key}": trial.key for trial in trials}
@@ -73,7 +76,7 @@ def train(
         show()
         for task, key in folder.items():
             if not (trial := study.trial(key)).finished:
-                executor.submit(task, TRAIN, _payload(space, trial, data, training, model, test))
+                executor.submit(task, TRAIN, _payload(space, trial, data, training, recipe, model, test))
         for event in executor.outcomes():
             key = folder[event.key]
             bar = f"  candidate {key}"
@@ -105,13 +108,20 @@ def train(
 
 
 def _payload(
-    space: Space, trial: Trial, data: DataConfig, training: TrainingConfig, model: ModelSpec | None, test: bool
+    space: Space,
+    trial: Trial,
+    data: DataConfig,
+    training: TrainingConfig,
+    recipe: Recipe | None,
+    model: ModelSpec | None,
+    test: bool,
 ) -> dict[str, Any]:
-    architecture, recipe = space.decode(np.array(trial.genome, np.uint8))
-    assert recipe is not None  # the search has refused a table without a recipe
+    architecture, decoded = space.decode(np.array(trial.genome, np.uint8))
+    chosen = recipe or decoded
+    assert chosen is not None  # the search has refused a table without a recipe
     return {
         "model": (model or ModelSpec.of(architecture)).to_dict(),
-        "recipe": recipe.to_dict(),
+        "recipe": chosen.to_dict(),
         "data": data.model_dump(mode="json"),
         "training": training.model_dump(),
         "epochs": trial.epochs,

@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pynas.errors import PynasError
-from pynas.nars.opening import open_config
-from pynas.nars.results import plain
 from pynas.report.tables import percent
 from pynas.runtime.progress import Tail
 from pynas.runtime.slurm_jobs import LOST, JobState, states
 from pynas.runtime.task import TaskFolder
 from pynas.study.directory import StudyDirectory
+from pynas.study.opening import open_config
+from pynas.study.results import plain
 from pynas.study.study import Study
 from pynas.study.trials import Trial
+from pynas.train.directory import RunDirectory
+from pynas.train.log import read_log
 
 State = Literal["running", "waiting", "finished", "failed"]
 STATES: tuple[State, ...] = ("running", "waiting", "finished", "failed")
-STUDIES = ("candidates", "final")  # names in the journal, and folders under tasks/
 ORDINARY = ("", "None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime")  # reasons to wait that will pass
 ASK = 5.0  # seconds that Slurm gets to answer
 WIDTH = 160  # characters of a line where there is no terminal
@@ -72,9 +73,12 @@ def read_status(path: str | Path) -> Status:
     driver = directory.holder()
     left = any((directory.path / "slurm" / "arrays").glob("*.json"))  # of a driver that died, whatever the next one is
     on_slurm = config.executor.kind == "slurm" or left
-    found = [
+    # In a supernet all of a search is one training, whose trials are its epochs.
+    in_supernet = config.method == "fpnas"
+    found = [_search(directory, name, on_slurm) for name in config.budgets] if in_supernet else []
+    found += [
         _candidate(name, trial, TaskFolder(directory.tasks, f"{name}/{trial.key}"), on_slurm)
-        for name in STUDIES
+        for name in (["final"] if in_supernet else [config.JOURNAL, "final"])
         for trial in _trials(directory, name)
     ]
     jobs = _ask_slurm({c.job for c in found if c.job is not None and not c.recorded})
@@ -93,7 +97,7 @@ def _trials(directory: StudyDirectory, name: str) -> tuple[Trial, ...]:
     try:
         return Study.open(directory, name, read_only=True).trials()
     except PynasError:
-        if name == STUDIES[0]:
+        if name != "final":
             raise
         return ()  # the search has not come that far
 
@@ -130,6 +134,32 @@ def _candidate(study: str, trial: Trial, folder: TaskFolder, on_slurm: bool) -> 
     if on_slurm and (reason := _read(folder.failure).get("reason")):
         return replace(candidate, state="failed", reason=str(reason))
     return _with_progress(candidate, folder)
+
+
+def _search(directory: StudyDirectory, name: str, on_slurm: bool) -> Candidate:
+    """The search of a budget in a supernet: what its log and its task's folder say."""
+    run, folder = RunDirectory(directory.searches / name), TaskFolder(directory.tasks, f"search/{name}")
+    rows = [row for row in read_log(run.log) if row.get("event") == "epoch"]
+    settings = _read(run.settings).get("search", {})
+    result = run.read_result()
+    job = _read(folder.job).get("job") if on_slurm else None
+    reason = _read(folder.failure).get("reason") if on_slurm and result is None else None
+    times = [file.stat().st_mtime for file in (run.log, run.settings) if file.exists()]
+    return Candidate(
+        study="search",
+        key=name,
+        state="finished" if result else "failed" if reason else "running" if times else "waiting",
+        epoch=len(rows),
+        epochs=settings.get("epochs", 0),
+        accuracy=rows[-1]["accuracy"] if rows else None,
+        seconds=sum(row["seconds"] for row in rows) if result else None,
+        news=max(0.0, round(time.time() - max(times), 1)) if times and not result else None,
+        job=str(job) if job else None,
+        job_state=None,
+        reason=reason,
+        recorded=result is not None,
+        log=str(folder.log),
+    )
 
 
 def _with_progress(candidate: Candidate, folder: TaskFolder) -> Candidate:
@@ -192,7 +222,7 @@ def as_lines(status: Status, width: int, only: Iterable[str] = ()) -> list[str]:
     """The status for people, in lines of at most `width` characters where words allow; `only` some states."""
     wanted = {*only} or {*STATES}
     lines = []
-    for study in STUDIES:
+    for study in dict.fromkeys(candidate.study for candidate in status.candidates):
         of_study = [candidate for candidate in status.candidates if candidate.study == study]
         if shown := [candidate for candidate in of_study if candidate.state in wanted]:
             lines += [f"{study}, logs under {Path(status.directory).name}/tasks/{study}/", *_table(shown, width)]

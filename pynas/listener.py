@@ -1,4 +1,4 @@
-"""What a search tells whoever watches it. The command line draws bars from it; the default is silence."""
+"""What a search or a training tells whoever watches it (`pynas.watch.Watch` does); the default is silence."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Listener(Protocol):
 
 
 class Silent:
+    """A `Listener` that shows nothing."""
+
     def begin(self, bar: str, total: float) -> None: ...
     def advance(self, bar: str, done: float, note: str = "") -> None: ...
     def end(self, bar: str) -> None: ...

@@ -1,0 +1,337 @@
+"""FP-NAS as a study: for each budget a search in a supernet, whose mode is the answer; then final trainings.
+
+STUDY/searches/NAME/ is the search of a budget (`pynas.fpnas.run`). It runs as a task of the executor, or on all ranks
+of srun or mpirun together, and goes on from its last epoch whatever ended it. The journal's study "search" has a trial
+for every epoch's mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pynas.cores import available_cores
+from pynas.errors import PynasError, SearchStopped
+from pynas.fpnas.config import FPNASConfig
+from pynas.listener import Listener, Silent
+from pynas.randomness import derive_seed
+from pynas.ranks.beat import HEARTBEAT
+from pynas.ranks.requeue import in_slurm_job
+from pynas.runtime.executor import Done, Executor, Failed, Progress
+from pynas.runtime.open import alone, open_executor
+from pynas.space.budget import Budget, format_amount
+from pynas.space.space import Space
+from pynas.space.table import read_table
+from pynas.study import trainings
+from pynas.study.directory import StudyDirectory
+from pynas.study.opening import open_config, settle
+from pynas.study.results import plain, write_results
+from pynas.study.study import Study
+from pynas.study.trials import Trial, trial_key
+from pynas.study.winners import train_winners, write_winner
+from pynas.train.config import TrainingConfig
+from pynas.train.directory import RunDirectory
+from pynas.train.log import read_log
+
+if TYPE_CHECKING:
+    from mpi4py.futures import MPIPoolExecutor
+
+    from pynas.train.world import World
+
+KEPT = ("genome", "architecture", "costs", "accuracy", "entropy", "samples", "seconds", "marginals")
+"""What a study's results keep of a search; its history beside it, its distribution in its own directory alone."""
+
+SEARCH = "pynas.fpnas.study:search_budget"
+
+
+def search(config: FPNASConfig, path: str | Path, *, listener: Listener | None = None) -> dict[str, Any] | None:
+    """Run or go on with the study at `path`; returns its results (the content of ``results.json``).
+
+    With an executor of kind mpi every rank calls this: all search together, then the first drives the final trainings
+    of the others, who get None. Raises PynasError for what the user can mend, SearchStopped where a search fails, and
+    on ranks `Stopped` where a signal ends it. KeyboardInterrupt passes through with every finished epoch on disk.
+    """
+    listener = listener or Silent()
+    if config.executor.kind != "mpi":
+        alone(config.executor.kind)
+        return _drive(config, path, listener, None)
+    from pynas.cluster.join import joined, requeued
+    from pynas.runtime.mpi import launched, pool
+
+    images = [data.path for data in (config.data, config.final_data) if data.path is not None]
+    with joined(launched(), Path(path), heartbeat=HEARTBEAT, device=config.search.device) as world:
+        shown = listener if world.first else Silent()
+        with requeued(world, shown):
+            _search_on_ranks(config, path, shown, world)
+        with pool(shared=[path], readable=images) as ranks:
+            return None if ranks is None else _drive(config, path, listener, ranks)
+
+
+def search_budget(payload: Mapping[str, Any], report: Callable[[Any], None]) -> dict[str, Any]:
+    """As executors run it: search for a budget of a study, or go on with that; `report` gets each epoch's row.
+
+    payload: {"study": its directory, "budget": its name}. What is found is in the search's directory.
+    """
+    directory = StudyDirectory.open(payload["study"])
+    config = open_config(directory)
+    assert isinstance(config, FPNASConfig)
+    result = _search(directory, config, open_space(directory.space, config), payload["budget"], report=report)
+    return {"accuracy": result["accuracy"], "seconds": result["seconds"]}
+
+
+def open_space(table: str | Path, config: FPNASConfig) -> Space:
+    """The space of a table, pinned as configured, without its recipe. Raises PynasError where nothing is to search."""
+    pinned = read_table(table).pin(config.pin)
+    space = Space(replace(pinned, recipe=None, resolution=config.resolution or pinned.resolution))
+    if not space.variables:
+        raise PynasError(f"{config.space}: nothing is left to search: every variable is pinned or has one choice")
+    return space
+
+
+def _search(directory: StudyDirectory, config: FPNASConfig, space: Space, name: str, **options: Any) -> dict[str, Any]:
+    from pynas.fpnas.run import search_supernet
+
+    seed = derive_seed(config.seed, "search", name)
+    path = directory.searches / name
+    return search_supernet(space, config.search, config.targets(name), config.data, path, seed=seed, **options)
+
+
+def _begin(stack: ExitStack, config: FPNASConfig, path: str | Path) -> StudyDirectory:
+    """The study's directory, held until `stack` ends. Refuses what would fail after hours."""
+    _check(config, open_space(config.space, config))
+    directory = stack.enter_context(StudyDirectory.create(path))
+    settle(directory, config, begun=bool(Study.open(directory, config.JOURNAL).trials()))
+    return directory
+
+
+def _check(config: FPNASConfig, space: Space) -> None:
+    from pynas.fpnas.run import check_search
+    from pynas.nets.load import ModelSpec
+    from pynas.train.device import choose_device
+    from pynas.train.models import check_data
+
+    choose_device(config.training.device)
+    for name in config.budgets:
+        try:
+            check_search(space, config.search, config.targets(name), config.data)
+        except PynasError as error:
+            raise PynasError(f"budget {name}: {error}") from None
+    if config.final.epochs:
+        architecture, _ = space.decode(np.zeros(len(space.variables), np.uint8))
+        check_data(ModelSpec.of(architecture, name=space.name), config.final_data, config.training)
+
+
+def _search_on_ranks(config: FPNASConfig, path: str | Path, listener: Listener, world: World) -> None:
+    """Every budget's search, one after another, each by all ranks; the first holds the study and writes it."""
+    with ExitStack() as stack:
+        driver: list[_Driver] = []
+
+        def begin() -> str:
+            driver.append(_Driver(config, _begin(stack, config, path), listener, None))
+            return str(driver[0].directory.path)
+
+        directory = StudyDirectory(world.by_first(begin))
+        space = open_space(directory.space, config)
+        for name in config.budgets:
+            listener.say(f"search {name}: {world.size} ranks")
+            report = partial(driver[0].take, name) if driver else None
+            _search(
+                *(directory, config, space, name),
+                listener=listener,
+                world=world,
+                stop_on_usr=in_slurm_job(),
+                report=report,
+            )
+
+
+def _drive(config: FPNASConfig, path: str | Path, listener: Listener, ranks: MPIPoolExecutor | None) -> dict[str, Any]:
+    with ExitStack() as stack:
+        directory = _begin(stack, config, path)
+        return _Driver(config, directory, listener, ranks).run()
+
+
+class _Driver:
+    def __init__(
+        self, config: FPNASConfig, directory: StudyDirectory, listener: Listener, ranks: MPIPoolExecutor | None
+    ) -> None:
+        self.config, self.directory, self.listener, self.ranks = config, directory, listener, ranks
+        self.space = open_space(directory.space, config)
+        self.study = Study.open(directory, config.JOURNAL)
+        self.recorded = {trial.key for trial in self.study.trials() if trial.finished}
+        self.results: dict[str, Any] = {"method": "fpnas", "space": self.space.name}
+        self.results |= {"fingerprint": self.space.fingerprint, "epochs": config.search.epochs}
+        self.results["choices"] = {variable.name: list(variable.values) for variable in self.space.variables}
+        for name in config.budgets:
+            self.take(name)
+
+    def run(self) -> dict[str, Any]:
+        config = self.config
+        self.search_all()
+        winners = {name: self.winner(name) for name in config.budgets}
+        self.keep(winners=winners)
+        if config.final.epochs:
+            with self.executor(config.executor.workers) as executor:
+                self.final(winners, executor)
+        for name, winner in winners.items():
+            write_winner(self.directory.winners / f"{name}.yaml", self.space, winner, name)
+        self.keep(winners=winners)
+        return plain(self.results)
+
+    def keep(self, **derived: Any) -> None:
+        self.results.update(derived)
+        write_results(self.directory.results, self.results)
+
+    def executor(self, workers: int | None) -> AbstractContextManager[Executor]:
+        settings = self.config.executor
+        return open_executor(
+            settings.kind,
+            self.directory.tasks,
+            workers=workers,
+            threads=settings.threads,
+            retries=settings.retries,
+            slurm=settings.slurm,
+            ranks=self.ranks,
+        )
+
+    # The searches ---------------------------------------------------------------------------------------------------
+
+    def search_all(self) -> None:
+        """Finish every budget's search; what of it is done already stays as it is."""
+        names = list(self.config.budgets)
+        left = [name for name in names if self.result(name) is None]
+        if left:
+            local = self.config.executor.kind == "local"
+            most = self.config.executor.workers or (available_cores() if local else len(left))
+            with self.executor(min(most, len(left))) as executor:
+                self.run_searches(left, executor)
+        for name in names:
+            self.take(name)
+            self.listener.say(f"search {name}: {describe(self.results['searches'][name]['history'][-1])}")
+
+    def result(self, name: str) -> dict[str, Any] | None:
+        """What a search has found, once it is finished."""
+        return RunDirectory(self.directory.searches / name).read_result()
+
+    def run_searches(self, names: Sequence[str], executor: Executor) -> None:
+        bars = {f"search/{name}": f"search {name}" for name in names}
+        begun: dict[str, int] = {}
+        gone: dict[str, int] = dict.fromkeys(bars, 0)
+
+        def submit(key: str) -> None:
+            begun[key] = gone[key]
+            payload = {"study": str(self.directory.path), "budget": key.removeprefix("search/")}
+            executor.submit(key, SEARCH, payload)
+
+        for key, bar in bars.items():
+            self.listener.begin(bar, self.config.search.epochs)
+            submit(key)
+        for event in executor.outcomes():
+            bar, name = bars[event.key], event.key.removeprefix("search/")
+            match event:
+                case Progress(value=row):
+                    gone[event.key] = row["epoch"]
+                    self.take(name)
+                    self.listener.advance(bar, row["epoch"], describe(row))
+                case Done():
+                    self.listener.end(bar)
+                case Failed(reason=reason) if gone[event.key] > begun[event.key]:
+                    # A job's time was up or its node was lost: what has got on goes on from its checkpoint.
+                    self.listener.say(f"{bar}: {reason}; it goes on after epoch {gone[event.key]}")
+                    submit(event.key)
+                case Failed(reason=reason):
+                    raise SearchStopped(f"{bar}: {reason}; its log is under {self.directory.tasks / event.key}")
+
+    def take(self, name: str, _: Any = None) -> None:
+        """Take in what a search has written by now: its epochs, and what it has found once it is finished."""
+        result = self.result(name) or {}
+        searched: dict[str, Any] = {"targets": self.config.targets(name)}
+        searched |= {key: result[key] for key in KEPT if key in result}
+        rows = read_log(RunDirectory(self.directory.searches / name).log)
+        searched["history"] = result.get("history") or [row for row in rows if row["event"] == "epoch"]
+        self.record(name, searched["history"])
+        self.keep(searches=self.results.get("searches", {}) | {name: searched})
+
+    def record(self, name: str, history: Sequence[Mapping[str, Any]]) -> None:
+        """The epochs' modes as trials, for Optuna's tools; what is recorded already stays as it is."""
+        number = 1 + list(self.config.budgets).index(name)
+        new = [row for row in history if trial_key(number, row["epoch"] - 1) not in self.recorded]
+        if not new:
+            return
+        costs = self.space.costs(np.array([row["genome"] for row in new], np.uint8))
+        trials = [
+            Trial(
+                iteration=number,
+                index=row["epoch"] - 1,
+                genome=row["genome"],
+                epochs=row["epoch"],
+                seed=derive_seed(self.config.seed, "search", name),
+                costs={cost: int(values[i]) for cost, values in costs.items()},
+            )
+            for i, row in enumerate(new)
+        ]
+        for trial, row in zip(trainings.record(self.study, self.space, trials), new, strict=True):
+            notes = {"search": name, "entropy": row["entropy"], "samples": row["samples"], "loss": row["loss"]}
+            notes |= {f"expected_{cost}": value for cost, value in row["costs"].items()}
+            self.study.finish(trial.key, {"accuracy": row["accuracy"], "seconds": row["seconds"]}, notes)
+            self.recorded.add(trial.key)
+
+    # What they found ------------------------------------------------------------------------------------------------
+
+    def winner(self, name: str) -> dict[str, Any]:
+        result = self.results["searches"][name]
+        for cost, target in result["targets"].items():
+            if result["costs"][cost] > target:
+                self.listener.say(
+                    f"search {name}: the mode has {format_amount(result['costs'][cost])} {cost}, above its target of "
+                    f"{format_amount(target)}; a larger search.beta or a longer search brings it nearer"
+                )
+        return {
+            "budget": Budget(**self.config.budgets[name]).to_dict(),
+            "genome": result["genome"],
+            "predicted": result["accuracy"],
+            "costs": result["costs"],
+            "architecture": result["architecture"],
+            "model": None,
+            "recipe": self.config.training.searched.to_dict(),
+        }
+
+    def final(self, winners: dict[str, Any], executor: Executor) -> None:
+        """Train each winner, and beside it a random network of nearly the same FLOPs."""
+        runs: dict[str, dict[str, Any]] = {}
+        for number, (name, winner) in enumerate(winners.items(), start=1):
+            runs[name] = {"final": (winner["genome"], winner["costs"])}
+            if self.config.final.baseline:
+                runs[name]["baseline"] = self.random_like(winner, derive_seed(self.config.seed, "baseline", number))
+        train_winners(
+            winners,
+            runs,
+            config=self.config,
+            training=TrainingConfig(**self.config.training.model_dump(include=set(TrainingConfig.model_fields))),
+            recipe=self.config.training.searched,
+            directory=self.directory,
+            space=self.space,
+            executor=executor,
+            listener=self.listener,
+        )
+
+    def random_like(self, winner: Mapping[str, Any], seed: int) -> tuple[list[int], dict[str, int]]:
+        """A random architecture with 95 to 100% of the winner's FLOPs, or as near below as there are any."""
+        flops = winner["costs"]["flops"]
+        for share in (0.95, 0.8, 0.0):
+            try:
+                genome = self.space.sample(1, budget={"flops": (share * flops, flops)}, seed=seed)
+            except PynasError:
+                continue
+            return genome[0].tolist(), {name: int(cost[0]) for name, cost in self.space.costs(genome).items()}
+        return winner["genome"], dict(winner["costs"])
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """An epoch of a search in a few words."""
+    return f"entropy {row['entropy']:.1f}, {row['samples']} samples, mode {100 * row['accuracy']:.1f}%"
