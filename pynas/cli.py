@@ -311,6 +311,44 @@ def count(
 
 
 @app.command()
+def latency(
+    name: Annotated[str, typer.Argument(metavar="SPACE", help="A shipped table's name or the path of one.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.json", help="Write the model there, for searches.")],
+    networks: Annotated[int, typer.Option(help="How many random networks to measure, at least 10.")] = 200,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Of torch, on a CPU.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Calls of each network; their lower quartile counts.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Which networks.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Measure random networks of a space on this machine and fit a model that predicts latency, for searches."""
+    from pynas.nets.latency import measure_space
+    from pynas.space.space import load_space
+    from pynas.watch import Watch
+
+    if not out.parent.is_dir():
+        raise PynasError(f"{out}: cannot be written: there is no folder {out.parent}")
+    loaded = load_space(name)
+    shared: dict[str, Any] = {"batch_size": batch, "device": device, "threads": threads, "rounds": rounds, "seed": seed}
+    with Watch() as watch:
+        watch.begin("measure", 1)
+        model = measure_space(loaded, networks, **shared, advance=partial(watch.advance, "measure"))
+        watch.end("measure")
+    model.save(out)
+    low, high = float(model.measured.min()), float(model.measured.max())
+    if json_:
+        told = {"file": str(out), "space": loaded.name, "networks": networks, "measured": [low, high]}
+        _print_json(told | {"held_out": dict(model.held_out), **model.setting})
+        return
+    print(f"{model.setting['device']}, {threads} thread{'s' * (threads > 1)}, batch of {batch}")
+    print(f"{networks} networks of {loaded.name}: {low:.4g} to {high:.4g} ms")
+    print(f"held out: median error {100 * model.held_out['median_error']:.1f}%, ", end="")
+    print(f"Kendall's tau {model.held_out['kendall_tau']:.2f} on {model.held_out['networks']} networks")
+    print(f"written to {out}")
+
+
+@app.command()
 def scale(
     name: Annotated[str, typer.Argument(help="A network's name (fbnetv3_e), or the path of a table without choices.")],
     flops: Annotated[str, typer.Option(help="How much the scaled network should cost, for instance 1200M.")],

@@ -57,6 +57,7 @@ print(*space.decode(result.genomes[0]))
 from pynas.nars.pool import make_pool
 from pynas.study.study import Study
 from pynas.nars.answers import evolve_study
+from pynas.space.latency import LatencyModel
 assert "torch" not in sys.modules
 """
     assert "mbpool" in python(code)

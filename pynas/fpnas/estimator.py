@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def sample_count(config: SupernetConfig, entropy: float) -> int:
     return max(1, math.floor(config.lambda_ * entropy)) if config.sampling == "adaptive" else config.samples
 
 
-def hinge(costs: Mapping[str, NDArray[np.int64]], targets: Mapping[str, float]) -> NDArray[np.float64]:
+def hinge(costs: Mapping[str, NDArray[Any]], targets: Mapping[str, float]) -> NDArray[np.float64]:
     """C(A_k) = max(0, cost / target - 1) of each architecture (section 3.4), summed over the costs that have a target.
 
     costs: (K,) for each name; targets in the same units.

@@ -31,6 +31,7 @@ from pynas.fpnas.search import Search
 from pynas.listener import Listener, Silent
 from pynas.nets.load import ModelSpec
 from pynas.randomness import derive_seed
+from pynas.space.latency import LatencyModel
 from pynas.space.space import Space
 from pynas.space.table import TableRow
 from pynas.train.checkpoint import Checkpoints
@@ -57,12 +58,13 @@ def search_supernet(
     world: World | None = None,
     stop_on_usr: bool = False,
     report: Callable[[dict[str, Any]], None] | None = None,
+    latency: LatencyModel | None = None,
 ) -> dict[str, Any]:
     """Search `space` in the directory `path`, or go on where that was; returns what `result.json` holds.
 
     targets: upper bounds on costs by name, each the TAR of one hinge. data: both halves; `withhold: half` splits the
     training images as the paper does. report: called with the row of `log.jsonl` of every epoch that this call has
-    computed, on the rank that writes.
+    computed, on the rank that writes. latency: what predicts the cost ``latency``, in milliseconds.
 
     On a CPU a search that was killed or stopped and then gone on with ends in the same bits as one that was not. A
     signal that stops (see `Signals`) raises `Stopped` before the next step; what was computed of its epoch is computed
@@ -70,8 +72,8 @@ def search_supernet(
     """
     world, shown = world or World(), listener or Silent()
     directory = RunDirectory(Path(path).absolute())
-    check_search(space, config, targets, data)
-    settings = _settings(space, config, targets, data, seed)
+    check_search(space, config, targets, data, latency)
+    settings = _settings(space, config, targets, data, seed, latency)
 
     def begin() -> tuple[str, dict[str, Any] | None]:
         try:
@@ -111,7 +113,8 @@ def search_supernet(
             )
         steps = first.train_images // config.batch_size
         world.advance(-1, "making the supernet")
-        search = Search(space, config, targets, steps_per_epoch=steps, seed=seed, device=device, world=world)
+        made: dict[str, Any] = {"seed": seed, "device": device, "world": world, "latency": latency}
+        search = Search(space, config, targets, steps_per_epoch=steps, **made)
         checkpoints = Checkpoints(directory.checkpoints, identity)
         history: list[dict[str, Any]] = []
 
@@ -165,7 +168,7 @@ def _finish(directory: RunDirectory, search: Search, history: list[dict[str, Any
     result = {
         "genome": genome.tolist(),
         "architecture": architecture.to_dict(),
-        "costs": {name: int(cost[0]) for name, cost in space.costs(genome[None]).items()},
+        "costs": {name: cost[0].item() for name, cost in search.costs(genome[None]).items()},
         "targets": search.targets,
         "accuracy": history[-1]["accuracy"],
         "entropy": history[-1]["entropy"],
@@ -180,17 +183,31 @@ def _finish(directory: RunDirectory, search: Search, history: list[dict[str, Any
     return json.loads(text)
 
 
-def check_search(space: Space, config: SupernetConfig, targets: Mapping[str, float], data: DataConfig) -> None:
+def check_search(
+    space: Space,
+    config: SupernetConfig,
+    targets: Mapping[str, float],
+    data: DataConfig,
+    latency: LatencyModel | None = None,
+) -> None:
     """Raises PynasError for what no search can be made of: device, targets out of reach, data or batches that do not
     fit, joint distributions that are too large.
     """
     choose_device(config.device)
-    known = space.cost_range()
+    cheapest: dict[str, float] = {name: low for name, (low, _) in space.cost_range().items()}
+    if latency is not None:
+        if latency.space.fingerprint != space.fingerprint:
+            raise PynasError(
+                f"latency: a model of space {latency.space.name}; allowed: one of {space.name}, as it is here"
+            )
+        cheapest["latency"] = latency.least
     for name, target in targets.items():
-        if name not in known:
-            raise PynasError(f"target {name}: unknown cost; allowed: {', '.join(known)}")
-        if not target >= known[name][0]:
-            raise PynasError(f"target {name}: {target:g}; the cheapest of {space.name} has {known[name][0]}")
+        if name == "latency" and latency is None:
+            raise PynasError(f"target latency: {target:g} ms needs a latency model of {space.name}: see pynas latency")
+        if name not in cheapest:
+            raise PynasError(f"target {name}: unknown cost; allowed: {', '.join(cheapest)}")
+        if not target >= cheapest[name]:
+            raise PynasError(f"target {name}: {target:g}; the cheapest of {space.name} has {cheapest[name]:.10g}")
     architecture, _ = space.decode(np.zeros(len(space.variables), np.uint8))
     spec = ModelSpec.of(architecture, name=space.name)
     check_data(spec, data, TrainingConfig(batch_size=config.batch_size))
@@ -199,7 +216,12 @@ def check_search(space: Space, config: SupernetConfig, targets: Mapping[str, flo
 
 
 def _settings(
-    space: Space, config: SupernetConfig, targets: Mapping[str, float], data: DataConfig, seed: int
+    space: Space,
+    config: SupernetConfig,
+    targets: Mapping[str, float],
+    data: DataConfig,
+    seed: int,
+    latency: LatencyModel | None,
 ) -> dict[str, Any]:
     """What a search is a function of, as plain values."""
     return {
@@ -208,6 +230,7 @@ def _settings(
         "targets": dict(targets),
         "data": data.model_dump(mode="json"),
         "seed": seed,
+        **({} if latency is None else {"latency": latency.fingerprint}),
     }
 
 

@@ -33,6 +33,7 @@ from pynas.fpnas.estimator import alpha_loss, cost_aware_weights, hinge, importa
 from pynas.fpnas.supernet import Supernet
 from pynas.randomness import derive_seed, generator
 from pynas.space.architecture import Architecture
+from pynas.space.latency import LatencyModel
 from pynas.space.space import Space
 from pynas.train.schedule import Schedule
 from pynas.train.world import World
@@ -64,7 +65,8 @@ class Epoch:
 class Search:
     """A search with all that it carries from step to step.
 
-    targets: upper bounds on costs by name, in the costs' units. `steps_per_epoch` is that of the first half.
+    targets: upper bounds on costs by name, in the costs' units; ``latency`` among them where its model is given.
+    `steps_per_epoch` is that of the first half.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class Search:
         seed: int,
         device: torch.device,
         world: World | None = None,
+        latency: LatencyModel | None = None,
     ) -> None:
+        self.latency = latency
         self.space, self.config, self.targets = space, config, dict(targets)
         self.steps_per_epoch, self.seed, self.device = steps_per_epoch, seed, device
         self._schedule = Schedule(steps_per_epoch, 1.0, 0.0, cosine_epochs=config.epochs)
@@ -145,7 +149,7 @@ class Search:
         """One step on a batch of each half."""
         count = sample_count(self.config, self.distribution.entropy())
         genomes = self.distribution.sample(count, generator(self.seed, "architectures", self.step))
-        costs = self.space.costs(genomes)
+        costs = self.costs(genomes)
         likelihood = None
         if self.warming_up:
             importance = torch.full((count,), 1 / count, dtype=torch.float64)
@@ -260,6 +264,11 @@ class Search:
             self._architectures[key], _ = self.space.decode(genome)
         return self._architectures[key]
 
+    def costs(self, genomes: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """The space's costs of genomes, (K,) each, and what the latency model predicts: ``latency``, milliseconds."""
+        predicted = {} if self.latency is None else {"latency": self.latency.predict(genomes)}
+        return {**self.space.costs(genomes), **predicted}
+
     @torch.no_grad()
     def accuracy(self, genome: NDArray[np.uint8], batches: Iterable[Batch]) -> float:
         """Of one architecture with the supernet's weights, in [0, 1]; batch-norm by each batch's own statistics.
@@ -306,7 +315,7 @@ class Drawn:
     count: int
     dropped: int
     losses: list[float]
-    costs: dict[str, NDArray[np.int64]]
+    costs: dict[str, NDArray[Any]]
 
 
 def _endless(data: Data, epoch: int) -> Iterator[Batch]:

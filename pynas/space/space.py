@@ -212,6 +212,10 @@ class Space:
         costs = self._call(self.core.costs, contiguous(genomes), thread_count(0))
         return np.all((costs >= lower) & (costs <= upper), axis=1)
 
+    def block_table(self, genome: Genomes) -> NDArray[np.int64]:
+        """The blocks of one network, widths, sizes and costs: int64 (blocks, columns) in the core's BLOCK_COLUMNS."""
+        return self._call(self.core.blocks, contiguous(genome))
+
     def cost_range(self) -> dict[str, tuple[int, int]]:
         """The lowest and highest of each cost that coordinate descent finds in the space."""
         ends = self.core.cost_range()

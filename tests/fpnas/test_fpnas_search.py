@@ -23,6 +23,7 @@ from pynas.data.config import DataConfig
 from pynas.data.memory import MemoryData
 from pynas.fpnas.config import SupernetConfig
 from pynas.fpnas.search import Search
+from pynas.space.latency import LatencyModel
 from pynas.space.space import Space
 from pynas.space.table import parse_table
 from pynas.train.world import World
@@ -39,8 +40,15 @@ def halves(batch_size: int = 32, images: int = 128) -> tuple[MemoryData, MemoryD
 
 
 def search(seed: int = 0, space: Space = SPACE, targets: dict[str, float] | None = None, **changes: Any) -> Search:
+    latency = changes.pop("latency", None)
     config = SupernetConfig(**{**CONFIG, **changes})
-    return Search(space, config, targets or {}, steps_per_epoch=4, seed=seed, device=CPU)
+    return Search(space, config, targets or {}, steps_per_epoch=4, seed=seed, device=CPU, latency=latency)
+
+
+def planted_latency(milliseconds: float, space: Space = SPACE) -> LatencyModel:
+    """The model of a device that takes so long for a FLOP."""
+    genomes = space.sample(40, seed=5)
+    return LatencyModel.fit(space, genomes, milliseconds * space.costs(genomes)["flops"], {"device": "planted"})
 
 
 def test_the_halves_are_two_and_exchanged() -> None:
@@ -98,6 +106,30 @@ def test_a_cheap_target_makes_the_mode_cheap() -> None:
         last = found.run_epoch(*data)
     assert last.costs["flops"] < first.costs["flops"]
     assert SPACE.costs(found.distribution.mode()[None])["flops"][0] <= cheap
+
+
+def test_a_latency_target_makes_the_mode_fast() -> None:
+    model = planted_latency(1e-6)
+    fast = float(np.quantile(model.predict(SPACE.sample(200, seed=0)), 0.2))
+    found = search(
+        targets={"latency": fast}, latency=model, temperature=1e9, alpha_lr=0.3, epochs=12, theta=6, beta=1.0
+    )
+    data = halves(images=64)
+    first = found.run_epoch(*data)
+    for _ in range(11):
+        last = found.run_epoch(*data)
+    assert last.costs["latency"] < first.costs["latency"]
+    assert model.predict(found.distribution.mode()[None])[0] <= fast
+
+
+def test_a_latency_below_its_target_counts_for_nothing() -> None:
+    model = planted_latency(1e-6)
+    data = halves(images=64)
+    free, bound = search(latency=model), search(latency=model, targets={"latency": 1e3})
+    for found in (free, bound):
+        found.run_epoch(*data)
+        found.run_epoch(*data)
+    assert torch.equal(free.distribution.alpha, bound.distribution.alpha)
 
 
 @pytest.mark.parametrize("distribution", ["mixed", "joint", "factorised"])

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ranks import finish, start
-from test_fpnas_search import CONFIG, SPACE
+from test_fpnas_search import CONFIG, SPACE, planted_latency
 
 import pynas
 from pynas.data.config import DataConfig
@@ -30,7 +31,8 @@ def run(path: Path, **changes: Any) -> dict[str, Any]:
     world = changes.pop("world", None)
     data, targets = changes.pop("data", DATA), changes.pop("targets", TARGETS)
     seed, space = changes.pop("seed", 0), changes.pop("space", SPACE)
-    return search_supernet(space, SupernetConfig(**{**CONFIG, **changes}), targets, data, path, seed=seed, world=world)
+    more = {"seed": seed, "world": world, "latency": changes.pop("latency", None)}
+    return search_supernet(space, SupernetConfig(**{**CONFIG, **changes}), targets, data, path, **more)
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -125,9 +127,36 @@ def test_another_search_is_refused(tmp_path: Path) -> None:
     assert run(tmp_path, epochs=2, theta=1, device="cpu")["samples"]
 
 
+def test_latency_is_a_cost_by_its_model(tmp_path: Path) -> None:
+    model = planted_latency(1e-6)
+    target = {"latency": 1.05 * model.least}
+    result = run(tmp_path, epochs=2, theta=1, targets=target, latency=model)
+    assert result["costs"]["latency"] == model.predict(np.array([result["genome"]], np.uint8))[0]
+    assert result["costs"]["flops"] == SPACE.decode(result["genome"])[0].cost()["flops"]
+    assert all(row["costs"]["latency"] > model.least for row in result["history"])
+    assert run(tmp_path, epochs=2, theta=1, targets=target, latency=model) == result
+    with pytest.raises(PynasError, match=r"began with other settings: latency \(.* -> .*\)"):
+        run(tmp_path, epochs=2, theta=1, targets=target, latency=planted_latency(0.99e-6))
+    with pytest.raises(PynasError, match=r"began with other settings: .*latency \(.* -> null\)"):
+        run(tmp_path, epochs=2, theta=1, targets={}, latency=None)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"targets": {"latency": 1.5}}, "target latency: 1.5 ms needs a latency model of small: see pynas latency"),
+        (
+            {"targets": {"latency": 1e-9}, "latency": planted_latency(1e-6)},
+            r"target latency: 1e-09; the cheapest of small has 0\.\d+",
+        ),
+        (
+            {"targets": {"flop": 1}, "latency": planted_latency(1e-6)},
+            "target flop: unknown cost; allowed: flops, macs, params, parameters, latency",
+        ),
+        (
+            {"latency": planted_latency(1e-6, pynas.load_space("fbnetv2_f_28"))},
+            "latency: a model of space fbnetv2_f_28; allowed: one of small",
+        ),
         ({"targets": {"flop": 1e6}}, "target flop: unknown cost; allowed: flops, macs, params, parameters"),
         ({"targets": {"flops": 10}}, r"target flops: 10; the cheapest of small has \d+"),
         ({"data": DataConfig(name="digits", withhold="half", classes=5)}, "small: got 10 classes, digits has 5"),
