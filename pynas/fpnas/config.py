@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pynas.data.config import Augmentation, DataConfig
 from pynas.space.budget import Budget
+from pynas.space.table import find_table
 from pynas.study.config import StudyConfig
 from pynas.train.config import TrainingRecipe
 
@@ -95,6 +97,7 @@ class SupernetConfig(BaseModel):
 class FPNASConfig(StudyConfig):
     """Everything an FP-NAS study depends on. Each budget is a search of its own."""
 
+    PATHS: ClassVar[tuple[str, ...]] = ("space", "latency")
     SEARCH: ClassVar[str] = "pynas.fpnas.study:search"
     JOURNAL: ClassVar[str] = "search"
 
@@ -102,6 +105,9 @@ class FPNASConfig(StudyConfig):
 
     resolution: int | None = Field(None, ge=1)
     """Input size in pixels in place of the table's (section 5.1: 128 for the small models, 224 for the large ones)."""
+
+    latency: str | None = None
+    """The latency model of a device, a file that ``pynas latency SPACE`` wrote, for budgets of ``latency``."""
 
     data: DataConfig = DataConfig(withhold="half")
     """Training images train the weights, validation images alpha; `withhold` is half where it is not given."""
@@ -127,6 +133,10 @@ class FPNASConfig(StudyConfig):
                         "the hinge on the cost, for instance 60M"
                     )
         return value
+
+    def sources(self) -> dict[str, Path]:
+        latency = {} if self.latency is None else {"latency": Path(self.latency)}
+        return {"space": find_table(self.space)} | latency
 
     @property
     def final_data(self) -> DataConfig:

@@ -26,7 +26,8 @@ from pynas.ranks.requeue import in_slurm_job
 from pynas.runtime.executor import Done, Executor, Failed, Progress
 from pynas.runtime.open import alone, open_executor
 from pynas.space.budget import Budget, format_amount
-from pynas.space.space import Space
+from pynas.space.latency import LatencyModel
+from pynas.space.space import Space, load_space
 from pynas.space.table import read_table
 from pynas.study import trainings
 from pynas.study.directory import StudyDirectory
@@ -94,23 +95,34 @@ def open_space(table: str | Path, config: FPNASConfig) -> Space:
     return space
 
 
+def open_latency(file: str | Path | None, table: str | Path, space: Space) -> LatencyModel | None:
+    """The latency model of a table's space, for `space` that was made of it; None where there is no file."""
+    return None if file is None else LatencyModel.load(file, load_space(table)).of(space)
+
+
 def _search(directory: StudyDirectory, config: FPNASConfig, space: Space, name: str, **options: Any) -> dict[str, Any]:
     from pynas.fpnas.run import search_supernet
 
     seed = derive_seed(config.seed, "search", name)
     path = directory.searches / name
-    return search_supernet(space, config.search, config.targets(name), config.data, path, seed=seed, **options)
+    targets, latency = config.targets(name), _kept_latency(directory, config, space)
+    return search_supernet(space, config.search, targets, config.data, path, seed=seed, latency=latency, **options)
+
+
+def _kept_latency(directory: StudyDirectory, config: FPNASConfig, space: Space) -> LatencyModel | None:
+    return open_latency(config.latency and directory.kept("latency"), directory.space, space)
 
 
 def _begin(stack: ExitStack, config: FPNASConfig, path: str | Path) -> StudyDirectory:
     """The study's directory, held until `stack` ends. Refuses what would fail after hours."""
-    _check(config, open_space(config.space, config))
+    space = open_space(config.space, config)
+    _check(config, space, open_latency(config.latency, config.space, space))
     directory = stack.enter_context(StudyDirectory.create(path))
     settle(directory, config, begun=bool(Study.open(directory, config.JOURNAL).trials()))
     return directory
 
 
-def _check(config: FPNASConfig, space: Space) -> None:
+def _check(config: FPNASConfig, space: Space, latency: LatencyModel | None) -> None:
     from pynas.fpnas.run import check_search
     from pynas.nets.load import ModelSpec
     from pynas.train.device import choose_device
@@ -119,7 +131,7 @@ def _check(config: FPNASConfig, space: Space) -> None:
     choose_device(config.training.device)
     for name in config.budgets:
         try:
-            check_search(space, config.search, config.targets(name), config.data)
+            check_search(space, config.search, config.targets(name), config.data, latency)
         except PynasError as error:
             raise PynasError(f"budget {name}: {error}") from None
     if config.final.epochs:
@@ -162,6 +174,7 @@ class _Driver:
     ) -> None:
         self.config, self.directory, self.listener, self.ranks = config, directory, listener, ranks
         self.space = open_space(directory.space, config)
+        self.latency = _kept_latency(directory, config, self.space)
         self.study = Study.open(directory, config.JOURNAL)
         self.recorded = {trial.key for trial in self.study.trials() if trial.finished}
         self.results: dict[str, Any] = {"method": "fpnas", "space": self.space.name}
@@ -263,7 +276,6 @@ class _Driver:
         new = [row for row in history if trial_key(number, row["epoch"] - 1) not in self.recorded]
         if not new:
             return
-        costs = self.space.costs(np.array([row["genome"] for row in new], np.uint8))
         trials = [
             Trial(
                 iteration=number,
@@ -271,9 +283,9 @@ class _Driver:
                 genome=row["genome"],
                 epochs=row["epoch"],
                 seed=derive_seed(self.config.seed, "search", name),
-                costs={cost: int(values[i]) for cost, values in costs.items()},
+                costs=self.costs(row["genome"]),
             )
-            for i, row in enumerate(new)
+            for row in new
         ]
         for trial, row in zip(trainings.record(self.study, self.space, trials), new, strict=True):
             notes = {"search": name, "entropy": row["entropy"], "samples": row["samples"], "loss": row["loss"]}
@@ -320,7 +332,13 @@ class _Driver:
             listener=self.listener,
         )
 
-    def random_like(self, winner: Mapping[str, Any], seed: int) -> tuple[list[int], dict[str, int]]:
+    def costs(self, genome: Sequence[int]) -> dict[str, float]:
+        """What the space counts, and the latency that a model predicts."""
+        genomes = np.array([genome], np.uint8)
+        counted: dict[str, float] = {name: int(values[0]) for name, values in self.space.costs(genomes).items()}
+        return counted if self.latency is None else {**counted, "latency": float(self.latency.predict(genomes)[0])}
+
+    def random_like(self, winner: Mapping[str, Any], seed: int) -> tuple[list[int], dict[str, float]]:
         """A random architecture with 95 to 100% of the winner's FLOPs, or as near below as there are any."""
         flops = winner["costs"]["flops"]
         for share in (0.95, 0.8, 0.0):
@@ -328,7 +346,7 @@ class _Driver:
                 genome = self.space.sample(1, budget={"flops": (share * flops, flops)}, seed=seed)
             except PynasError:
                 continue
-            return genome[0].tolist(), {name: int(cost[0]) for name, cost in self.space.costs(genome).items()}
+            return genome[0].tolist(), self.costs(genome[0])
         return winner["genome"], dict(winner["costs"])
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 COSTS = ("flops", "macs", "params", "parameters")  # columns of the core's costs, in its order
+LATENCY = "latency"  # of a named device in milliseconds, where a model of it is given (`pynas.space.latency`)
 _UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _AMOUNT = re.compile(r"^(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)([kMGT]?)$")
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
@@ -40,9 +41,10 @@ def format_amount(value: float) -> str:
 class Budget:
     """Inclusive bounds by cost: ``Budget(flops=(400e6, 550e6), params=(None, 9e6))``.
 
-    Costs are `flops` and `params` by the published counting rule, `macs`, and `parameters` (the true count). A bound of
-    None is open; a single number is an upper bound; text may use units (``"400M:550M"``). Raises PynasError for an
-    unknown cost, for a lower bound above the upper one and for what is not a number.
+    Costs are `flops` and `params` by the published counting rule, `macs`, `parameters` (the true count), and `latency`,
+    in milliseconds, where a method takes it. A bound of None is open; a single number is an upper bound; text may use
+    units (``"400M:550M"``). Raises PynasError for an unknown cost, for a lower bound above the upper one and for what
+    is not a number.
     """
 
     bounds: tuple[tuple[str, Bounds], ...]
@@ -50,8 +52,8 @@ class Budget:
     def __init__(self, **costs: Any) -> None:
         bounds = []
         for name, value in costs.items():
-            if name not in COSTS:
-                raise PynasError(f"budget: unknown cost {name!r}; allowed: {', '.join(COSTS)}")
+            if name not in (*COSTS, LATENCY):
+                raise PynasError(f"budget: unknown cost {name!r}; allowed: {', '.join((*COSTS, LATENCY))}")
             low, high = _read_bounds(name, value)
             if low is not None and high is not None and low > high:
                 raise PynasError(f"budget {name}: the lower bound {low:g} is above the upper bound {high:g}")
@@ -85,10 +87,16 @@ class Budget:
         return dict(self.bounds).get(cost, (None, None))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper bounds as int64 arrays of length 4 in the order of COSTS, open ones at the int64 limits."""
+        """Lower and upper bounds as int64 arrays of length 4 in the order of COSTS, open ones at the int64 limits.
+
+        Raises PynasError for a bound on latency, which is not counted but predicted.
+        """
         import math
 
         import numpy as np
+
+        if LATENCY in dict(self.bounds):
+            raise PynasError(f"budget {LATENCY}: a target for method fpnas alone; allowed here: {', '.join(COSTS)}")
 
         lower = [_LOWEST if self[c][0] is None else math.ceil(self[c][0] or 0) for c in COSTS]
         upper = [_HIGHEST if self[c][1] is None else math.floor(self[c][1] or 0) for c in COSTS]

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +108,12 @@ class LatencyModel:
                 if predicted.min() < found:
                     genome, found = others[predicted.argmin()], float(predicted.min())
         return found
+
+    def of(self, space: Space) -> LatencyModel:
+        """The same model for a space of other variables, such as its own with some of them pinned: what it knows of
+        blocks holds there too.
+        """
+        return replace(self, space=space)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -81,7 +81,7 @@ class StudyDirectory:
 
     def kept(self, key: str) -> Path:
         """The study's copy of the file that a key of its configuration names: space.yaml, architecture.yaml..."""
-        return self.path / f"{key}.yaml"
+        return self.path / f"{key}{'.json' if key == 'latency' else '.yaml'}"
 
     @property
     def searches(self) -> Path:

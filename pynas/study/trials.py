@@ -24,7 +24,7 @@ class Trial:
     genome: list[int]
     epochs: int  # to train; once complete, as many as were trained
     seed: int
-    costs: dict[str, int]  # flops, macs, params, parameters
+    costs: Mapping[str, float]  # flops, macs, params, parameters; latency in milliseconds, where it is predicted
     predicted: float | None = None  # the predictor's score at the time of choosing
     state: State = "waiting"
     accuracy: float | None = None  # validation accuracy after the last epoch, of complete trials
@@ -43,7 +43,7 @@ class Trial:
             value = getattr(self, name)
             settle(name, None if value is None else float(value))
         settle("genome", [int(gene) for gene in self.genome])
-        settle("costs", {name: int(cost) for name, cost in self.costs.items()})
+        settle("costs", {k: float(v) if isinstance(v, float) else int(v) for k, v in self.costs.items()})
         settle("curve", [float(accuracy) for accuracy in self.curve])
 
     @property
