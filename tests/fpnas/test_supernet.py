@@ -14,6 +14,8 @@ from torch.nn import functional
 
 import pynas
 from pynas.fpnas.supernet import Supernet
+from pynas.nets.attention import SplitAttention
+from pynas.nets.blocks import MBConv
 from pynas.nets.build import build_network
 from pynas.space.space import Space
 from pynas.space.table import TABLES, parse_table
@@ -118,6 +120,59 @@ def test_the_weights_double_with_two_more_numbers_of_splits() -> None:
     assert sizes["fbnetv2_fpp"] == 2 * sizes["fbnetv2_f"]
 
 
+def largest(space: Space, genome: np.ndarray, *endings: str) -> np.ndarray:
+    """`genome` with the variables of these columns at their largest."""
+    found = genome.copy()
+    for i, variable in enumerate(space.variables):
+        if variable.name.endswith(endings):
+            found[i] = np.argmax(variable.values)
+    return found
+
+
+def test_n_channels_are_the_first_n_of_a_wider_path() -> None:
+    """Of Split-Attention's second layer they are the first of every split."""
+    space = odd()
+    supernet = Supernet(space)
+    narrower = set()
+    for genome in space.sample(40, seed=4):
+        wide, _ = supernet.path(space.decode(largest(space, genome, ".c", ".e", ".e.first"))[0])
+        expected = [weight.detach().clone() for weight in wide.parameters()]
+        kinds = [type(module) for module in wide.modules()]
+        network, _ = supernet.path(space.decode(genome)[0])
+        if [type(module) for module in network.modules()] != kinds:
+            continue  # an expansion by 1 is none at some widths
+        attention = [module for module in network.modules() if isinstance(module, SplitAttention)]
+        splits = {id(weight): module.splits for module in attention for weight in module.expand.parameters()}
+        for mine, theirs in zip(network.parameters(), expected, strict=True):
+            parts = splits.get(id(mine), 1)
+            found, whole = (weight.unflatten(0, (parts, -1)) for weight in (mine, theirs))
+            assert torch.equal(found, whole[tuple(map(slice, found.shape))])
+            if found.shape != whole.shape:
+                narrower.add(parts)
+    assert narrower == {1, 2, 4}
+
+
+def test_initial_weights_are_spread_as_a_network_s_of_the_largest_blocks() -> None:
+    space = odd()
+    columns = (".k", ".k.first", ".e", ".e.first", ".e.rest", ".c", ".n", ".se")
+    genome = largest(space, np.zeros(len(space.variables), np.uint8), *columns)
+    architecture, _ = space.decode(genome)
+    supernet = Supernet(space)
+    position, row, zeros = 0, -1, 0
+    built = build_network(architecture).blocks
+    for block, mine, theirs in zip(architecture.blocks(), supernet.path(architecture)[0], built, strict=True):
+        position, row = (position + 1 if block.row == row else 0), block.row
+        for weight, expected in zip(mine.parameters(), theirs.parameters(), strict=True):
+            if isinstance(theirs, MBConv) and expected is theirs.norm.weight:
+                zeros += position > 0
+                expected = torch.full_like(expected, float(position == 0))  # residual in every network, or not
+            if expected.min() == expected.max():
+                assert torch.equal(weight, expected)
+            elif weight.numel() >= 100:
+                assert float(weight.detach().std()) == pytest.approx(float(expected.detach().std()), rel=0.3)
+    assert zeros
+
+
 def test_weights_are_a_function_of_the_seed() -> None:
     first, same, other = (Supernet(SPACES["fbnetv2_f_28"], seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], same[name]) for name in first)
@@ -129,6 +184,10 @@ def test_images_are_scaled_to_the_architecture_s_resolution() -> None:
     supernet = Supernet(space)
     architecture, _ = space.decode(space.sample(1, seed=0)[0])
     assert supernet(torch.randn(2, 2, 30, 30), architecture).shape == (2, 5)
+    images = torch.zeros(1, 2, 48, 48, requires_grad=True)
+    supernet.scaled(images, architecture).sum().backward()
+    assert images.grad is not None
+    assert (images.grad > 0).all()  # antialiased: every pixel counts
 
 
 def test_what_a_step_holds_does_not_grow_with_the_number_of_choices() -> None:
