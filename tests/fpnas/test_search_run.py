@@ -6,21 +6,25 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ranks import finish, start
+from test_distribution import SMALL
 from test_fpnas_search import CONFIG, SPACE, planted_latency
 
 import pynas
+from pynas.data.batches import Batch, Data
 from pynas.data.config import DataConfig
 from pynas.errors import PynasError
 from pynas.fpnas.config import SupernetConfig
 from pynas.fpnas.run import search_supernet
 from pynas.fpnas.search import Search
+from pynas.space.space import Space
+from pynas.space.table import parse_table
 from pynas.train.signals import Stopped
 
 DATA = DataConfig(name="digits", withhold="half", train=96, validation=96)
@@ -66,11 +70,41 @@ def test_a_search_leaves_its_result_and_log(undisturbed: dict[str, Any], tmp_pat
     assert result == json.loads((tmp_path / "result.json").read_text())
     assert len(result["history"]) == 4
     assert result["samples"] == sum(row["samples"] for row in result["history"])
+    last = result["history"][-1]
+    assert (result["accuracy"], result["entropy"]) == (last["accuracy"], last["entropy"])
+    assert len({(row["accuracy"], row["entropy"]) for row in result["history"]}) > 1
     assert list(result["marginals"]) == [variable.name for variable in SPACE.variables]
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 4
     assert run(tmp_path) == result  # finished: nothing is computed again
     architecture, _ = SPACE.decode(result["genome"])
     assert result["costs"] == architecture.cost()
+
+
+def test_weights_train_on_one_half_augmented_and_alpha_on_the_other_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def images(batches: Iterable[Batch]) -> set[bytes]:
+        return {image.numpy().tobytes() for batch in batches for image in batch.images}
+
+    seen: list[set[bytes]] = []
+    real = Search.run_epoch
+
+    def run_epoch(self: Search, first: Data, second: Data, *arguments: Any) -> Any:
+        if not seen:
+            assert next(first.train_batches(0)).images.shape[1:] == (1, 12, 12)  # the largest resolution
+            trained = [images(data.train_batches(0)) for data in (first, second)]
+            seen.extend([*trained, images(first.validation_batches()), images(second.validation_batches())])
+        return real(self, first, second, *arguments)
+
+    monkeypatch.setattr(Search, "run_epoch", run_epoch)
+    space = Space(parse_table(SMALL.replace("resolution: [16, 20]", "resolution: [8, 12]"), "small.yaml"))
+    run(tmp_path, epochs=2, theta=1, augment="basic", space=space, targets={})
+    first, second, first_held_out, second_held_out = seen
+    assert len(first) == len(second) == len(second_held_out) == 96
+    assert not second & second_held_out
+    assert second == first_held_out
+    assert len(first & second_held_out) < 48
+    assert not first & second
 
 
 @pytest.mark.parametrize("step", [0, 2, 3, 7, 11])
