@@ -16,12 +16,14 @@ import pytest
 import torch
 from ranks import together
 from test_distribution import SMALL
+from torch.nn import functional
 
 import pynas
 from pynas.data.batches import Batch
 from pynas.data.config import DataConfig
 from pynas.data.memory import MemoryData
 from pynas.fpnas.config import SupernetConfig
+from pynas.fpnas.distribution import Distribution
 from pynas.fpnas.search import Search
 from pynas.space.latency import LatencyModel
 from pynas.space.space import Space
@@ -65,12 +67,16 @@ def test_alpha_waits_for_the_warm_up_and_the_distribution_becomes_joint_at_theta
     found = search()
     uniform = found.distribution.entropy()
     data = halves()
-    epochs = [found.run_epoch(*data) for _ in range(4)]
+    epochs, factors = [], []
+    for _ in range(4):
+        epochs.append(found.run_epoch(*data))
+        factors.append(len(found.distribution.factors))
     assert epochs[0].entropy == uniform == pytest.approx(math.log(96))
     assert epochs[1].entropy < uniform
     assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
     assert epochs[0].samples == 4 * math.floor(uniform)
-    assert len(found.distribution.factors) == 2  # factorised there were six
+    assert factors == [6, 6, 2, 2]
+    assert epochs[2].entropy != pytest.approx(epochs[3].entropy, rel=1e-6)  # learned from the joint one too
     assert all(epoch.dropped == 0 and math.isfinite(epoch.loss) and 0 <= epoch.accuracy <= 1 for epoch in epochs)
     assert epochs[-1].loss < epochs[0].loss
     assert set(epochs[0].costs) == {"flops", "macs", "params", "parameters"}
@@ -94,6 +100,100 @@ def test_a_search_that_was_cut_goes_on_bit_for_bit(cut: int) -> None:
         assert torch.equal(weight, again.supernet.state_dict()[name]), name
     other = search(seed=1)
     assert other.run_epoch(*data) != epochs[0]
+
+
+def images(seed: int, size: int = 20) -> Batch:
+    random = torch.Generator().manual_seed(seed)
+    return Batch(torch.randn(16, 1, size, size, generator=random), torch.randint(10, (16,), generator=random))
+
+
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        (2, {}),  # of the warm-up
+        (9, {"temperature": 0.015, "gradient_clip": 0.05, "label_smoothing": 0.2, "beta": 0.7}),
+        (5, {"likelihood": "sum", "temperature": 0.3, "baseline": False}),
+    ],
+)
+def test_a_step_is_the_one_written_down(step: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """alpha's gradient (equation 7), and SGD's step by the sum of the losses times the importance weights."""
+    space = Space(parse_table(SMALL, "small.yaml"))  # of two resolutions
+    targets = {"flops": float(np.median(space.costs(space.sample(99, seed=0))["flops"]))}
+    found = search(space=space, targets=targets, weight_decay=0.1, **changes)
+    config, net = found.config, found.supernet
+    genomes = np.concatenate([space.sample(7, seed=1), space.sample(1, seed=1)])
+    monkeypatch.setattr(found.distribution, "sample", lambda *_: genomes)
+    monkeypatch.setattr("pynas.fpnas.search.sample_count", lambda *_: len(genomes))
+    found.step = step
+    with torch.no_grad():
+        for weight in (*net.parameters(), found.distribution.alpha):
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
+    before = {name: weight.detach().clone() for name, weight in net.weights.items()}
+    distribution = Distribution(space, found.distribution.factors, found.distribution.alpha)
+    paths = [space.decode(genome)[0] for genome in genomes]
+    batch, held_out = images(0), images(1)
+
+    importance = torch.full((8,), 1 / 8, dtype=torch.float64)
+    if step >= 4:
+        with torch.no_grad():
+            logits = [net(held_out.images, path).double() for path in paths]
+            losses = [functional.cross_entropy(one, held_out.labels) for one in logits]
+        scale = 16 if config.likelihood == "sum" else 1
+        importance = torch.softmax(-torch.stack(losses) * scale / config.temperature, 0)
+        assert 1e-4 < importance.min() < 0.01
+        over = np.maximum(space.costs(genomes)["flops"] / targets["flops"] - 1, 0)
+        mean = 1 / 8 if config.baseline else 0.0
+        weights = (importance - mean) - config.beta * (torch.from_numpy(over / over.sum()) - mean)
+        (-weights * distribution.log_probability(genomes)).sum().backward()
+    losses = [
+        functional.cross_entropy(net(batch.images, path), batch.labels, label_smoothing=config.label_smoothing)
+        for path in paths
+    ]
+    total = sum(float(weight) * loss for weight, loss in zip(importance, losses, strict=True))
+    gradients = torch.autograd.grad(total, list(net.weights.values()), allow_unused=True)
+    norm = float(torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm())
+    clip = min(1.0, (config.gradient_clip or math.inf) / norm)
+    assert (clip < 1) == ("gradient_clip" in changes)
+    rate = config.lr * 0.5 * (1 + math.cos(math.pi * step / 16))  # of 4 epochs of 4 steps
+
+    drawn = found.update(batch, held_out)
+    assert drawn.losses == pytest.approx([float(loss.detach()) for loss in losses], rel=1e-4)
+    grad = found.distribution.alpha.grad
+    assert (grad is None) == (step < 4)
+    if grad is not None:
+        torch.testing.assert_close(grad, distribution.alpha.grad, rtol=1e-4, atol=1e-6)
+    for (name, weight), gradient in zip(before.items(), gradients, strict=True):
+        change = torch.zeros_like(weight)
+        if gradient is not None:
+            change = -rate * (clip * gradient + (0.1 if weight.dim() > 1 else 0.0) * weight)
+        torch.testing.assert_close(net.weights[name].detach() - weight, change, rtol=1e-3, atol=1e-6)
+
+
+class Asked:
+    """Batches that are told from each other, and which epochs were asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.epochs: list[int] = []
+
+    def train_batches(self, epoch: int) -> Iterator[Batch]:
+        self.epochs.append(epoch)
+        for _ in range(self.count):
+            yield images(epoch % 1000, size=8)
+
+    def validation_batches(self) -> Iterator[Batch]:
+        yield images(0, size=8)
+
+
+def test_an_epoch_s_batches_are_its_own_also_where_the_second_half_has_fewer() -> None:
+    found = search(sampling="fixed", samples=1)
+    first, second = Asked(4), Asked(3)
+    for _ in range(2):
+        found.run_epoch(first, second)  # type: ignore[arg-type]
+    assert first.epochs == [0, 1]
+    assert len(second.epochs) == len({*second.epochs}) == 4  # once more in each epoch, in another order
+    assert second.epochs[0] == 0
+    assert second.epochs[2] == 1
 
 
 def test_a_cheap_target_makes_the_mode_cheap() -> None:
@@ -197,6 +297,20 @@ def test_one_bad_path_is_dropped_and_the_others_go_on(caplog: pytest.LogCaptureF
     assert "their likelihood is not finite" in caplog.text
     assert all(weight.isfinite().all() for name, weight in found.supernet.weights.items() if name not in bad)
     assert math.isfinite(epoch.entropy)
+
+
+def test_a_gradient_that_is_not_finite_is_dropped_where_the_loss_is_finite(caplog: pytest.LogCaptureFixture) -> None:
+    found = search()
+    for name, weight in found.supernet.weights.items():
+        if "depthwise5" in name:
+            weight.register_hook(lambda gradient: gradient * math.inf)
+    batch = next(halves()[0].train_batches(0))
+    with caplog.at_level(logging.WARNING):
+        drawn = found.update(batch, batch)
+    assert 0 < drawn.dropped < drawn.count
+    assert len(drawn.losses) == drawn.count - drawn.dropped
+    assert f"{drawn.dropped} of {drawn.count} architectures dropped: their gradient" in caplog.text
+    assert all(weight.isfinite().all() for weight in found.supernet.parameters())
 
 
 @pytest.mark.parametrize("baseline", [False, True])
