@@ -371,3 +371,26 @@ def test_ranks_that_share_the_architectures_find_what_one_finds(tmp_path: Path, 
             assert mine["entropy"] == pytest.approx(one["entropy"], rel=1e-5)
         for name, weight in weights.items():
             torch.testing.assert_close(its_weights[name], weight, atol=1e-4, rtol=1e-3)
+
+
+def with_dropped(world: World, bad: str) -> dict[str, torch.Tensor]:
+    """The weights after a step in which the gradients of weights that have `bad` in their name are not finite."""
+    config = SupernetConfig(**{**CONFIG, "weight_decay": 0.5})
+    found = Search(SPACE, config, {}, steps_per_epoch=4, seed=0, device=CPU, world=world)
+    for name, weight in found.supernet.weights.items():
+        if bad in name:
+            weight.register_hook(lambda gradient: gradient * math.inf)
+    batch = next(halves()[0].train_batches(0))
+    drawn = found.update(batch, batch)
+    assert 0 < drawn.dropped <= drawn.count
+    return found.supernet.state_dict()
+
+
+@pytest.mark.parametrize("bad", ["depthwise5", "linear"])
+def test_ranks_do_not_move_what_only_dropped_architectures_have(tmp_path: Path, bad: str) -> None:
+    weights = with_dropped(World(), bad)
+    if bad == "linear":  # all are dropped
+        assert all(torch.equal(weight, search().supernet.state_dict()[name]) for name, weight in weights.items())
+    for its_weights in together(tmp_path / "ranks", 2, partial(with_dropped, bad=bad)):
+        for name, weight in weights.items():
+            torch.testing.assert_close(its_weights[name], weight, atol=1e-6, rtol=1e-4)
