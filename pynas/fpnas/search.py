@@ -59,7 +59,7 @@ class Epoch:
     loss: float | None  # mean cross-entropy of the architectures that trained, nats an image; None where none did
     costs: dict[str, float]  # mean over the architectures drawn
     genome: list[int]  # of the mode
-    accuracy: float  # of the mode, with the supernet's weights, on the second half
+    accuracy: float  # of the mode, with the supernet's weights, on the half that trains alpha
 
 
 class Search:
@@ -140,7 +140,7 @@ class Search:
             loss=float(np.mean(losses)) if losses else None,
             costs={name: float(np.mean(values)) for name, values in costs.items()},
             genome=mode.tolist(),
-            accuracy=self.accuracy(mode, second_half.validation_batches()),
+            accuracy=self.accuracy(mode, first_half.validation_batches()),
         )
 
     # one step -------------------------------------------------------------------------------------------------------

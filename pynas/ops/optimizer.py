@@ -139,11 +139,11 @@ class _FusedOptimizer(torch.optim.Optimizer):
                 "optimizer: average has parameters or buffers that share memory, with each other or with processes; "
                 "allowed: memory of its own for each"
             )
+        self._averages = with_version(moved)  # a tensor with other memory no longer tells how it was made
         self._flat_average = arena.flat(0.0)
         with torch.no_grad():
             for mean, place in zip(moved, arena.views(self._flat_average)):
                 mean.data = place.copy_(mean)
-        self._averages = with_version(moved)
         self._outside = ([follows[id(value)] for value in arena.outside], arena.outside)
         self._watch = Watch((self._module, average), arena.gradients)
 

@@ -80,6 +80,7 @@ def test_alpha_waits_for_the_warm_up_and_the_distribution_becomes_joint_at_theta
     assert all(epoch.dropped == 0 and math.isfinite(epoch.loss) and 0 <= epoch.accuracy <= 1 for epoch in epochs)
     assert epochs[-1].loss < epochs[0].loss
     assert set(epochs[0].costs) == {"flops", "macs", "params", "parameters"}
+    assert epochs[-1].accuracy == found.accuracy(found.distribution.mode(), data[0].validation_batches())
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
