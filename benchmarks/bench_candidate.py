@@ -19,7 +19,7 @@ import pynas
 from pynas.nars.pool import make_pool
 from pynas.nets.load import ModelSpec
 from pynas.ops import using
-from pynas.study.config import read_config
+from pynas.search.config import read_config
 from pynas.train.candidate import train_candidate
 
 SEEDS = 5

@@ -66,7 +66,7 @@ def study_memory(folder: Path, count: int) -> tuple[float, float, float]:
     """MiB of a driver before and after its study holds `count` finished trials; milliseconds to finish one."""
     script = f"""
 import resource, time
-from pynas.study import trainings
+from pynas.search import trainings
 from pynas.space.space import load_space
 from pynas.study.directory import StudyDirectory
 from pynas.study.study import Study

@@ -44,7 +44,7 @@ def search(
     json_: Json = False,
 ) -> None:
     """Run a search, or go on with one, by the method that the study names: nars or fpnas."""
-    from pynas.study.config import read_config, search_of, with_executor
+    from pynas.search.config import read_config, search_of, with_executor
     from pynas.train.signals import Stopped
     from pynas.watch import Watch
 
@@ -190,8 +190,8 @@ def evolve(
 ) -> None:
     """Answer for a new budget from a study's predictor, at once and without training."""
     from pynas.nars.answers import evolve_study
+    from pynas.search.results import plain
     from pynas.space.budget import Budget, format_amount
-    from pynas.study.results import plain
 
     bounds = Budget.parse(*(budget or []))
     space, result = evolve_study(study, bounds, mode=mode, seed=seed)
@@ -220,8 +220,8 @@ def sample(
 ) -> None:
     """Print the most probable architectures of a finished FP-NAS search, from the mode on."""
     from pynas.fpnas.answers import most_probable
+    from pynas.search.results import plain
     from pynas.space.budget import Budget, format_amount
-    from pynas.study.results import plain
 
     space, genomes, logs = most_probable(study, name, budget=Budget.parse(*(budget or [])), top=top)
     costs = space.costs(genomes)
@@ -420,7 +420,7 @@ def export(
 @app.command()
 def report(study: StudyPath, json_: Json = False) -> None:
     """Write a study's HTML report anew and print its winners; works while the search runs."""
-    from pynas.study.opening import open_study
+    from pynas.search.opening import open_study
 
     directory, _ = open_study(study)
     page = _write_report(study)
@@ -444,7 +444,7 @@ def status(
     """Tell where a study stands: its candidates, their jobs and logs, and who drives it; works while it runs."""
     import shutil
 
-    from pynas.study.status import WIDTH, as_lines, read_status
+    from pynas.search.status import WIDTH, as_lines, read_status
 
     found = read_status(study)
     if json_:
@@ -522,15 +522,15 @@ def _print_json(value: Any) -> None:
 
 
 def _results(path: Path) -> dict[str, Any]:
+    from pynas.search.results import read_results
     from pynas.study.directory import StudyDirectory
-    from pynas.study.results import read_results
 
     return read_results(StudyDirectory.open(path).results)
 
 
 def _write_report(path: Path) -> Path | None:
     """Write the report where its libraries are installed."""
-    from pynas.study.opening import open_study
+    from pynas.search.opening import open_study
     from pynas.study.study import Study
 
     try:

@@ -11,9 +11,9 @@ from pynas.errors import PynasError
 from pynas.fpnas.config import FPNASConfig
 from pynas.fpnas.distribution import Distribution
 from pynas.fpnas.study import open_space
+from pynas.search.opening import open_study
 from pynas.space.budget import Budget
 from pynas.space.space import Space
-from pynas.study.opening import open_study
 from pynas.train.directory import RunDirectory
 
 LOOKED_AT = 100_000

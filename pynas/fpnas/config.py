@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pynas.data.config import Augmentation, DataConfig
+from pynas.search.config import StudyConfig
 from pynas.space.budget import Budget
 from pynas.space.table import find_table
-from pynas.study.config import StudyConfig
 from pynas.train.config import TrainingRecipe
 
 

@@ -25,17 +25,17 @@ from pynas.ranks.beat import HEARTBEAT
 from pynas.ranks.requeue import in_slurm_job
 from pynas.runtime.executor import Done, Executor, Failed, Progress
 from pynas.runtime.open import alone, open_executor
+from pynas.search import trainings
+from pynas.search.opening import open_config, settle
+from pynas.search.results import plain, write_results
+from pynas.search.winners import train_winners, write_winner
 from pynas.space.budget import Budget, format_amount
 from pynas.space.latency import LatencyModel
 from pynas.space.space import Space, load_space
 from pynas.space.table import read_table
-from pynas.study import trainings
 from pynas.study.directory import StudyDirectory
-from pynas.study.opening import open_config, settle
-from pynas.study.results import plain, write_results
 from pynas.study.study import Study
 from pynas.study.trials import Trial, trial_key
-from pynas.study.winners import train_winners, write_winner
 from pynas.train.config import TrainingConfig
 from pynas.train.directory import RunDirectory
 from pynas.train.log import read_log

@@ -11,10 +11,10 @@ from pynas.nars.evolve import EvolutionResult, evolve
 from pynas.nars.spaces import open_space
 from pynas.nars.winners import inherited
 from pynas.predict.predictor import Predictor
+from pynas.search.opening import open_study
+from pynas.search.results import read_results
 from pynas.space.budget import Budget
 from pynas.space.space import Space
-from pynas.study.opening import open_study
-from pynas.study.results import read_results
 from pynas.study.study import Study
 
 

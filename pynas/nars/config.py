@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from pynas.nars.evolve import EvolutionSettings
 from pynas.predict.settings import PredictorSettings
+from pynas.search.config import Section, StudyConfig
 from pynas.space.budget import Budget
-from pynas.study.config import Section, StudyConfig
 
 
 class PoolConfig(Section):

@@ -27,15 +27,15 @@ from pynas.predict.predictor import Predictor
 from pynas.randomness import derive_seed, generator
 from pynas.runtime.executor import Executor
 from pynas.runtime.open import alone, open_executor
+from pynas.search import trainings
+from pynas.search.opening import settle
+from pynas.search.results import plain, write_results
+from pynas.search.winners import train_winners, write_winner
 from pynas.space.budget import Budget
 from pynas.space.space import Space
-from pynas.study import trainings
 from pynas.study.directory import StudyDirectory
-from pynas.study.opening import settle
-from pynas.study.results import plain, write_results
 from pynas.study.study import Study
 from pynas.study.trials import Trial
-from pynas.study.winners import train_winners, write_winner
 
 if TYPE_CHECKING:
     from mpi4py.futures import MPIPoolExecutor

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def write_report(path: Path, title: str, trials: Sequence[Trial], results: Mapping[str, Any]) -> None:
-    """Render the page for a study's `trials` and `results` (`study/results.py`) and move it to `path`."""
+    """Render the page for a study's `trials` and `results` (`search/results.py`) and move it to `path`."""
     import jinja2
     from plotly.offline import get_plotlyjs
 

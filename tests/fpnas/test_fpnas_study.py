@@ -20,8 +20,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import pynas
+from pynas.search.config import read_config
 from pynas.space.space import load_architecture, load_design
-from pynas.study.config import read_config
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 BUDGETS = {"cheap": 20e3, "dear": 30e3}

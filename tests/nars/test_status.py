@@ -14,9 +14,9 @@ from search_examples import EXAMPLES, start
 from pynas.errors import PynasError
 from pynas.runtime import progress
 from pynas.runtime.task import TaskFolder
-from pynas.study.config import dump_config, read_config, with_executor
+from pynas.search.config import dump_config, read_config, with_executor
+from pynas.search.status import Status, as_lines, read_status
 from pynas.study.directory import StudyDirectory
-from pynas.study.status import Status, as_lines, read_status
 from pynas.study.study import Study
 from pynas.study.trials import Trial
 

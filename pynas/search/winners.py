@@ -13,11 +13,11 @@ from pynas.listener import Listener
 from pynas.nets.load import ModelSpec
 from pynas.randomness import derive_seed
 from pynas.runtime.executor import Executor
+from pynas.search import trainings
+from pynas.search.config import StudyConfig
 from pynas.space.architecture import Architecture, Recipe
 from pynas.space.space import Space
 from pynas.space.table import format_network
-from pynas.study import trainings
-from pynas.study.config import StudyConfig
 from pynas.study.directory import StudyDirectory
 from pynas.study.study import Study
 from pynas.study.trials import Trial

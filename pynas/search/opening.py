@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pynas.errors import PynasError
 from pynas.files import write_whole
-from pynas.study.config import StudyConfig, check_unchanged, dump_config, read_config
+from pynas.search.config import StudyConfig, check_unchanged, dump_config, read_config
 from pynas.study.directory import StudyDirectory
 from pynas.study.versions import record_versions
 

@@ -17,9 +17,9 @@ from pynas.report.tables import percent
 from pynas.runtime.progress import Tail
 from pynas.runtime.slurm_jobs import LOST, JobState, states
 from pynas.runtime.task import TaskFolder
+from pynas.search.opening import open_config
+from pynas.search.results import plain
 from pynas.study.directory import StudyDirectory
-from pynas.study.opening import open_config
-from pynas.study.results import plain
 from pynas.study.study import Study
 from pynas.study.trials import Trial
 from pynas.train.directory import RunDirectory
