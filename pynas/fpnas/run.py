@@ -56,6 +56,7 @@ def search_supernet(
     seed: int = 0,
     listener: Listener | None = None,
     world: World | None = None,
+    heed_signals: bool = True,
     stop_on_usr: bool = False,
     report: Callable[[dict[str, Any]], None] | None = None,
     latency: LatencyModel | None = None,
@@ -67,8 +68,9 @@ def search_supernet(
     computed, on the rank that writes. latency: what predicts the cost ``latency``, in milliseconds.
 
     On a CPU a search that was killed or stopped and then gone on with ends in the same bits as one that was not. A
-    signal that stops (see `Signals`) raises `Stopped` before the next step; what was computed of its epoch is computed
-    again. Raises PynasError for what does not fit together and for a directory that holds another search.
+    signal that stops (see `Signals`; with `heed_signals`) raises `Stopped` before the next step; what was computed of
+    its epoch is computed again. Raises PynasError for what does not fit together and for a directory that holds another
+    search.
     """
     world, shown = world or World(), listener or Silent()
     directory = RunDirectory(Path(path).absolute())
@@ -102,7 +104,9 @@ def search_supernet(
         identity, result = world.by_first(begin)
         if result is not None:
             return result
-        signals = stack.enter_context(Signals(stop_on_usr))
+        signals = Signals(stop_on_usr)
+        if heed_signals:
+            stack.enter_context(signals)
         device = world.device or choose_device(config.device)
         if device.type == "cpu":
             keep_freed_memory()
@@ -145,8 +149,9 @@ def search_supernet(
             if found is not None:
                 log.event("resumed", step=search.step, checkpoint=found.name)
                 shown.say(f"going on from {found}")
-            shown.begin("search", config.epochs)
-            stack.callback(shown.end, "search")
+            bar = f"search {directory.path.name}"
+            shown.begin(bar, config.epochs)
+            stack.callback(shown.end, bar)
         stack.enter_context(preserved_random_state(device))
         while search.epoch < config.epochs:
             begun = time.perf_counter()
@@ -158,8 +163,13 @@ def search_supernet(
                 log.epoch(row)
                 if report is not None:
                     report(row)
-                shown.advance("search", epoch.epoch, f"entropy {epoch.entropy:.1f}, mode {100 * epoch.accuracy:.1f}%")
+                shown.advance(bar, epoch.epoch, describe(row))
         return world.by_first(lambda: _finish(directory, search, history))
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """An epoch of a search in a few words."""
+    return f"entropy {row['entropy']:.1f}, {row['samples']} samples, mode {100 * row['accuracy']:.1f}%"
 
 
 def _finish(directory: RunDirectory, search: Search, history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -82,7 +82,9 @@ def search_budget(payload: Mapping[str, Any], report: Callable[[Any], None]) -> 
     directory = StudyDirectory.open(payload["study"])
     config = open_config(directory)
     assert isinstance(config, FPNASConfig)
-    result = _search(directory, config, open_space(directory.space, config), payload["budget"], report=report)
+    space = open_space(directory.space, config)
+    # Signals keep their defaults, so that a job's state tells what ended it. What is lost is part of an epoch.
+    result = _search(directory, config, space, payload["budget"], report=report, heed_signals=False)
     return {"accuracy": result["accuracy"], "seconds": result["seconds"]}
 
 
@@ -225,13 +227,14 @@ class _Driver:
                 self.run_searches(left, executor)
         for name in names:
             self.take(name)
-            self.listener.say(f"search {name}: {describe(self.results['searches'][name]['history'][-1])}")
 
     def result(self, name: str) -> dict[str, Any] | None:
         """What a search has found, once it is finished."""
         return RunDirectory(self.directory.searches / name).read_result()
 
     def run_searches(self, names: Sequence[str], executor: Executor) -> None:
+        from pynas.fpnas.run import describe
+
         bars = {f"search/{name}": f"search {name}" for name in names}
         begun: dict[str, int] = {}
         gone: dict[str, int] = dict.fromkeys(bars, 0)
@@ -253,8 +256,8 @@ class _Driver:
                     self.listener.advance(bar, row["epoch"], describe(row))
                 case Done():
                     self.listener.end(bar)
-                case Failed(reason=reason) if gone[event.key] > begun[event.key]:
-                    # A job's time was up or its node was lost: what has got on goes on from its checkpoint.
+                case Failed(reason=reason, kind="died") if gone[event.key] > begun[event.key]:
+                    # A worker was killed, a job's time was up: what has got on goes on from its checkpoint.
                     self.listener.say(f"{bar}: {reason}; it goes on after epoch {gone[event.key]}")
                     submit(event.key)
                 case Failed(reason=reason):
@@ -348,8 +351,3 @@ class _Driver:
                 continue
             return genome[0].tolist(), self.costs(genome[0])
         return winner["genome"], dict(winner["costs"])
-
-
-def describe(row: Mapping[str, Any]) -> str:
-    """An epoch of a search in a few words."""
-    return f"entropy {row['entropy']:.1f}, {row['samples']} samples, mode {100 * row['accuracy']:.1f}%"

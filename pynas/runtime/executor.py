@@ -39,14 +39,15 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """The task raised (kind "exception"; the traceback is in its log) or its worker was lost (kind "died").
+    """The task raised (kind "exception"; the traceback is in its log), its worker was lost (kind "died"), or somebody
+    ended it who knew what they did (kind "cancelled", as scancel does).
 
     `reason` is one line. A failure leaves no result behind, so submitting the key again runs the task again.
     """
 
     key: str
     reason: str
-    kind: Literal["exception", "died"]
+    kind: Literal["exception", "died", "cancelled"]
 
 
 Event = Started | Progress | Done | Failed

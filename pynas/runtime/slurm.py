@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pynas.errors import PynasError
 from pynas.runtime import slurm_jobs
@@ -245,7 +245,8 @@ class SlurmExecutor(Executor):
                 del self._flight[key]
                 self._part(job)
             else:
-                self._finish(job, Failed(key, reason(job, self._arrays[job.array].errors(job)), "died"))
+                kind: Literal["cancelled", "died"] = "cancelled" if state == "CANCELLED" else "died"
+                self._finish(job, Failed(key, reason(job, self._arrays[job.array].errors(job)), kind))
 
     def _finish(self, job: Job, event: Done | Failed) -> None:
         job.failed = isinstance(event, Failed)
