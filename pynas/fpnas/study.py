@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pynas.cores import available_cores
+from pynas.data.config import DataConfig
 from pynas.errors import PynasError, SearchStopped
 from pynas.fpnas.config import FPNASConfig
 from pynas.listener import Listener, Silent
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
     from pynas.train.world import World
 
-KEPT = ("genome", "architecture", "costs", "accuracy", "entropy", "samples", "seconds", "marginals")
+KEPT = ("genome", "costs", "accuracy", "entropy", "samples", "seconds", "marginals")
 """What a study's results keep of a search; its history beside it, its distribution in its own directory alone."""
 
 SEARCH = "pynas.fpnas.study:search_budget"
@@ -88,10 +89,14 @@ def search_budget(payload: Mapping[str, Any], report: Callable[[Any], None]) -> 
     return {"accuracy": result["accuracy"], "seconds": result["seconds"]}
 
 
-def open_space(table: str | Path, config: FPNASConfig) -> Space:
-    """The space of a table, pinned as configured, without its recipe. Raises PynasError where nothing is to search."""
+def open_space(table: str | Path, config: FPNASConfig, data: DataConfig | None = None) -> Space:
+    """The space of a table, pinned as configured, without its recipe; with as many classes as `data` (those of the
+    search) are told to have. Raises PynasError where nothing is to search.
+    """
     pinned = read_table(table).pin(config.pin)
-    space = Space(replace(pinned, recipe=None, resolution=config.resolution or pinned.resolution))
+    classes = (data or config.data).classes
+    rows = (*pinned.rows[:-1], replace(pinned.rows[-1], c=classes)) if classes else pinned.rows
+    space = Space(replace(pinned, rows=rows, recipe=None, resolution=config.resolution or pinned.resolution))
     if not space.variables:
         raise PynasError(f"{config.space}: nothing is left to search: every variable is pinned or has one choice")
     return space
@@ -137,6 +142,7 @@ def _check(config: FPNASConfig, space: Space, latency: LatencyModel | None) -> N
         except PynasError as error:
             raise PynasError(f"budget {name}: {error}") from None
     if config.final.epochs:
+        space = open_space(config.space, config, config.final_data)
         architecture, _ = space.decode(np.zeros(len(space.variables), np.uint8))
         check_data(ModelSpec.of(architecture, name=space.name), config.final_data, config.training)
 
@@ -176,6 +182,7 @@ class _Driver:
     ) -> None:
         self.config, self.directory, self.listener, self.ranks = config, directory, listener, ranks
         self.space = open_space(directory.space, config)
+        self.final_space = open_space(directory.space, config, config.final_data)  # may have more classes
         self.latency = _kept_latency(directory, config, self.space)
         self.study = Study.open(directory, config.JOURNAL)
         self.recorded = {trial.key for trial in self.study.trials() if trial.finished}
@@ -194,7 +201,7 @@ class _Driver:
             with self.executor(config.executor.workers) as executor:
                 self.final(winners, executor)
         for name, winner in winners.items():
-            write_winner(self.directory.winners / f"{name}.yaml", self.space, winner, name)
+            write_winner(self.directory.winners / f"{name}.yaml", self.final_space, winner, name)
         self.keep(winners=winners)
         return plain(self.results)
 
@@ -306,12 +313,13 @@ class _Driver:
                     f"search {name}: the mode has {format_amount(result['costs'][cost])} {cost}, above its target of "
                     f"{format_amount(target)}; a larger search.beta or a longer search brings it nearer"
                 )
+        architecture, _ = self.final_space.decode(np.array(result["genome"], np.uint8))
         return {
             "budget": Budget(**self.config.budgets[name]).to_dict(),
             "genome": result["genome"],
             "predicted": result["accuracy"],
-            "costs": result["costs"],
-            "architecture": result["architecture"],
+            "costs": result["costs"] | architecture.cost(),
+            "architecture": architecture.to_dict(),
             "model": None,
             "recipe": self.config.training.searched.to_dict(),
         }
@@ -330,7 +338,7 @@ class _Driver:
             training=TrainingConfig(**self.config.training.model_dump(include=set(TrainingConfig.model_fields))),
             recipe=self.config.training.searched,
             directory=self.directory,
-            space=self.space,
+            space=self.final_space,
             executor=executor,
             listener=self.listener,
         )
@@ -338,7 +346,7 @@ class _Driver:
     def costs(self, genome: Sequence[int]) -> dict[str, float]:
         """What the space counts, and the latency that a model predicts."""
         genomes = np.array([genome], np.uint8)
-        counted: dict[str, float] = {name: int(values[0]) for name, values in self.space.costs(genomes).items()}
+        counted: dict[str, float] = {name: int(values[0]) for name, values in self.final_space.costs(genomes).items()}
         return counted if self.latency is None else {**counted, "latency": float(self.latency.predict(genomes)[0])}
 
     def random_like(self, winner: Mapping[str, Any], seed: int) -> tuple[list[int], dict[str, float]]:
@@ -346,7 +354,7 @@ class _Driver:
         flops = winner["costs"]["flops"]
         for share in (0.95, 0.8, 0.0):
             try:
-                genome = self.space.sample(1, budget={"flops": (share * flops, flops)}, seed=seed)
+                genome = self.final_space.sample(1, budget={"flops": (share * flops, flops)}, seed=seed)
             except PynasError:
                 continue
             return genome[0].tolist(), self.costs(genome[0])

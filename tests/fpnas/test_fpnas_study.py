@@ -247,3 +247,23 @@ def test_the_configuration_is_kept_with_every_default(finished: tuple[Path, dict
     assert given.final_data.withhold is None
     assert load_architecture(directory / "winners" / "dear.yaml").cost() == finished[1]["winners"]["dear"]["costs"]
     assert pynas.load_space(directory / "space.yaml").name == "small"
+
+
+def test_a_search_on_some_classes_trains_its_winner_on_all(tmp_path: Path) -> None:
+    """Section 5.1: the search sees 100 classes of ImageNet, the final training 1000."""
+    data = "data: {name: digits, classes: 4, train: 64, validation: 64}"
+    results = search(
+        study(
+            tmp_path,
+            ("data: {name: digits, train: 96, validation: 96}", data),
+            ("final: {epochs: 2}", "final: {epochs: 1, data: {name: digits, train: 64, validation: 64}}"),
+            ("  dear: {flops: 30k}\n", ""),
+            ("batch_size: 32, lambda", "batch_size: 16, lambda"),
+        ),
+        tmp_path / "directory",
+    )
+    architecture, _ = load_design(tmp_path / "directory" / "winners" / "cheap.yaml")
+    assert architecture.classes == 10
+    assert results["winners"]["cheap"]["costs"] == architecture.cost()
+    assert results["searches"]["cheap"]["costs"]["params"] < architecture.cost()["params"]
+    assert results["winners"]["cheap"]["final"]["accuracy"] is not None
