@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pynas.data.batches import Data
 from pynas.data.config import DataConfig
@@ -72,7 +73,7 @@ def search_supernet(
     its epoch is computed again. Raises PynasError for what does not fit together and for a directory that holds another
     search.
     """
-    world, shown = world or World(), listener or Silent()
+    world = world or World()
     directory = RunDirectory(Path(path).absolute())
     check_search(space, config, targets, data, latency)
     settings = _settings(space, config, targets, data, seed, latency)
@@ -84,6 +85,34 @@ def search_supernet(
             raise PynasError(f"{path}: cannot be made a directory: {error.strerror}") from None
         stack.enter_context(FileLock(directory.path / "lock", f"search {directory.path}"))
         return settle(directory, settings, _essence), directory.read_result()
+
+    world.begin()
+    with ExitStack() as stack:
+        identity, result = world.by_first(begin)
+        if result is not None:
+            return result
+        signals = Signals(stop_on_usr)
+        if heed_signals:
+            stack.enter_context(signals)
+        device = world.device or choose_device(config.device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        world.advance(-2, "opening the data")
+        with world.setting_up():
+            halves = world.by_all(lambda: _halves(stack, space, config, data, seed, device))
+        world.advance(-1, "making the supernet")
+        steps = halves[0].train_images // config.batch_size
+        made: dict[str, Any] = {"seed": seed, "device": device, "world": world, "latency": latency}
+        search = Search(space, config, targets, steps_per_epoch=steps, **made)
+        stack.enter_context(preserved_random_state(device))
+        shown = listener if listener is not None and world.first else Silent()
+        return _Run(directory, identity, search, halves, signals, shown, report).run(stack)
+
+
+def _halves(
+    stack: ExitStack, space: Space, config: SupernetConfig, data: DataConfig, seed: int, device: torch.device
+) -> tuple[Data, Data]:
+    """The images that train the weights, and exchanged with the held-out ones those that train alpha, as they are."""
 
     def half(name: str, *, exchanged: bool) -> Data:
         opened = open_data(
@@ -99,72 +128,82 @@ def search_supernet(
         stack.callback(opened.close)
         return opened
 
-    world.begin()
-    with ExitStack() as stack:
-        identity, result = world.by_first(begin)
-        if result is not None:
-            return result
-        signals = Signals(stop_on_usr)
-        if heed_signals:
-            stack.enter_context(signals)
-        device = world.device or choose_device(config.device)
-        if device.type == "cpu":
-            keep_freed_memory()
-        world.advance(-2, "opening the data")
-        with world.setting_up():
-            first, second = world.by_all(
-                lambda: (half("first half", exchanged=False), half("second half", exchanged=True))
-            )
-        steps = first.train_images // config.batch_size
-        world.advance(-1, "making the supernet")
-        made: dict[str, Any] = {"seed": seed, "device": device, "world": world, "latency": latency}
-        search = Search(space, config, targets, steps_per_epoch=steps, **made)
-        checkpoints = Checkpoints(directory.checkpoints, identity)
-        history: list[dict[str, Any]] = []
+    return half("first half", exchanged=False), half("second half", exchanged=True)
 
-        def load(state: dict[str, Any]) -> None:
-            search.load_state_dict(state["search"])
-            history[:] = state["history"]
 
-        def follow() -> None:
-            if found is not None and not world.first:
-                load(checkpoints.read(found))
+class _Run:
+    """A search from its newest checkpoint on, epoch by epoch. Every rank has one."""
 
-        found = world.by_first(lambda: checkpoints.restore(load, shown.say))
-        world.by_all(follow)
-        first_step = search.step
+    def __init__(
+        self,
+        directory: RunDirectory,
+        identity: str,
+        search: Search,
+        halves: tuple[Data, Data],
+        signals: Signals,
+        listener: Listener,
+        report: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.directory, self.search, self.halves, self.signals = directory, search, halves, signals
+        self.listener, self.report, self.world = listener, report, search.world
+        self.checkpoints = Checkpoints(directory.checkpoints, identity)
+        self.history: list[dict[str, Any]] = []
+        self.log: TrainingLog | None = None  # of the rank that writes
 
-        def heed() -> None:
-            _, number = world.agree(0, signals.take())
-            if number is not None and signals.stops(number):
-                kept = checkpoints.newest()
-                if log is not None:
-                    log.event("stopped", step=search.step, checkpoint=kept and kept.name)
-                raise Stopped(number, kept or directory.path, search.epoch * steps > first_step)
-
-        log = None
-        if world.first:
-            log = TrainingLog(directory.log, directory.tensorboard, history)
-            stack.callback(log.close)
-            if found is not None:
-                log.event("resumed", step=search.step, checkpoint=found.name)
-                shown.say(f"going on from {found}")
-            bar = f"search {directory.path.name}"
-            shown.begin(bar, config.epochs)
-            stack.callback(shown.end, bar)
-        stack.enter_context(preserved_random_state(device))
-        while search.epoch < config.epochs:
+    def run(self, stack: ExitStack) -> dict[str, Any]:
+        search, epochs = self.search, self.search.config.epochs
+        found = self.world.by_first(lambda: self.checkpoints.restore(self.load, self.listener.say))
+        self.world.by_all(lambda: self.follow(found))
+        self.begun_at = search.step
+        if self.world.first:
+            self.log = self.open_log(stack, found)
+        bar = f"search {self.directory.path.name}"
+        self.listener.begin(bar, epochs)
+        stack.callback(self.listener.end, bar)
+        while search.epoch < epochs:
             begun = time.perf_counter()
-            epoch = search.run_epoch(first, second, heed)
+            epoch = search.run_epoch(*self.halves, self.heed)
             row = {"event": "epoch", "step": search.step, "seconds": time.perf_counter() - begun, **asdict(epoch)}
-            history.append(row)
-            world.by_first(lambda: checkpoints.write(search.step, {"search": search.state_dict(), "history": history}))
-            if log is not None:
-                log.epoch(row)
-                if report is not None:
-                    report(row)
-                shown.advance(bar, epoch.epoch, describe(row))
-        return world.by_first(lambda: _finish(directory, search, history))
+            self.history.append(row)
+            self.world.by_first(self.save)
+            if self.log is not None:
+                self.log.epoch(row)
+                if self.report is not None:
+                    self.report(row)
+            self.listener.advance(bar, epoch.epoch, describe(row))
+        return self.world.by_first(lambda: _finish(self.directory, search, self.history))
+
+    def save(self) -> Path:
+        state = {"search": self.search.state_dict(), "history": self.history}
+        return self.checkpoints.write(self.search.step, state)
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.search.load_state_dict(state["search"])
+        self.history[:] = state["history"]
+
+    def follow(self, found: Path | None) -> None:
+        """Load what the first rank found good."""
+        if found is not None and not self.world.first:
+            self.load(self.checkpoints.read(found))
+
+    def open_log(self, stack: ExitStack, found: Path | None) -> TrainingLog:
+        log = TrainingLog(self.directory.log, self.directory.tensorboard, self.history)
+        stack.callback(log.close)
+        if found is not None:
+            log.event("resumed", step=self.search.step, checkpoint=found.name)
+            self.listener.say(f"going on from {found}")
+        return log
+
+    def heed(self) -> None:
+        """Stop before a step where any rank was told to. The state within an epoch is none to go on from."""
+        _, number = self.world.agree(0, self.signals.take())
+        if number is None or not self.signals.stops(number):
+            return
+        kept = self.checkpoints.newest()
+        if self.log is not None:
+            self.log.event("stopped", step=self.search.step, checkpoint=kept and kept.name)
+        whole = self.search.epoch * self.search.steps_per_epoch
+        raise Stopped(number, kept or self.directory.path, steps_made=whole > self.begun_at)
 
 
 def describe(row: Mapping[str, Any]) -> str:
