@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,59 @@ def test_the_page_needs_no_network_and_escapes_what_it_shows(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_a_real_browser_draws_every_figure(tmp_path: Path) -> None:
+def supernet() -> tuple[list[Trial], dict[str, Any]]:
+    """Trials and results as an FP-NAS study leaves them: one search finished, one under way, one not begun."""
+    trials, results = study()
+    genome = trials[1].genome
+    rows = [
+        {"epoch": e, "step": 4 * e, "entropy": 9.0 - e, "samples": 8, "seconds": 2.0, "costs": {"flops": 2e6 / e}}
+        | {"accuracy": 0.2 * e, "loss": 2.0 / e, "genome": genome}
+        for e in (1, 2, 3)
+    ]
+    marginals = {v.name: [1 / len(v.values)] * len(v.values) for v in SPACE.variables}
+    targets = {"flops": 1e6}
+    done = {"targets": targets, "history": rows, "genome": genome, "marginals": marginals}
+    searches = {
+        "small": done,
+        "large": {"targets": targets, "history": rows[:1]},
+        "last": {"targets": {}, "history": []},
+    }
+    choices = {v.name: list(v.values) for v in SPACE.variables}
+    results = {"method": "fpnas", "space": "fbnetv3_28", "epochs": 3, "winners": results["winners"]}
+    return trials, {**results, "searches": searches, "choices": choices}
+
+
+NARS_TITLES = [
+    "Accuracy against FLOPs",
+    "Predictor against measured",
+    "Rank correlation by epoch",
+    "Sampled accuracy by iteration",
+    "Evolution",
+    "Pretraining: flops",
+]
+SUPERNET_TITLES = [
+    "Entropy",
+    "Sample count",
+    "Expected flops",
+    "Validation accuracy of the mode",
+    "Distribution, small",
+]
+
+
+@pytest.mark.parametrize(
+    ("found", "titles"),
+    [
+        (study, ["Winners", *NARS_TITLES, "Candidates"]),
+        (supernet, ["Winners", "Searches", *SUPERNET_TITLES, "Modes of the epochs"]),
+    ],
+)
+def test_a_real_browser_draws_every_figure(
+    found: Callable[[], tuple[list[Trial], dict[str, Any]]], titles: list[str], tmp_path: Path
+) -> None:
     webdriver = pytest.importorskip("selenium.webdriver")
     browser = find_browser()
     page = tmp_path / "report.html"
-    write_report(page, "a study", *study())
+    write_report(page, "a study", *found())
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -103,21 +152,13 @@ def test_a_real_browser_draws_every_figure(tmp_path: Path) -> None:
     with webdriver.Chrome(options=options, service=service) as driver:
         driver.get(page.as_uri())
         assert driver.title == "pynas: a study"
-        titles = [element.text for element in driver.find_elements("tag name", "h2")]
-        assert titles == [
-            "Winners",
-            "Accuracy against FLOPs",
-            "Predictor against measured",
-            "Rank correlation by epoch",
-            "Sampled accuracy by iteration",
-            "Evolution",
-            "Pretraining: flops",
-            "Candidates",
-        ]
+        assert [element.text for element in driver.find_elements("tag name", "h2")] == titles
         plots = driver.find_elements("css selector", ".js-plotly-plot")
-        assert len(plots) == 6
+        assert len(plots) == len({*NARS_TITLES, *SUPERNET_TITLES} & {*titles})
         for plot in plots:
-            assert plot.find_elements("css selector", ".trace .point, .trace path, path.box"), plot.get_attribute("id")
+            assert plot.find_elements("css selector", ".trace .point, .trace path, path.box, .hm image"), (
+                plot.get_attribute("id")
+            )
         assert driver.find_element("id", "winners").text.count("small") == 1
         assert "ValueError: <script>" in driver.find_element("id", "failed").text
         assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
