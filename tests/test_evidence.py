@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,11 +15,13 @@ import pytest
 
 import pynas
 from pynas.data.config import DataConfig
+from pynas.fpnas.config import SupernetConfig
 from pynas.nets.load import ModelSpec
 from pynas.train.config import TrainingRecipe
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NAMES = ("harness", "trainings", "table8_ema_distillation", "table6_swapped_recipes", "table1_recipes")
+NAMES += ("supernets", "table5_sampling", "table4_search_space_size")
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,67 @@ def test_table1(scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch)
     rows, claims = script.evaluate(results_of(planned, cells, noise=0.01), 3)
     assert {len(row) for row in rows} == {3}
     assert [claim.verdict for claim in claims] == ["cannot tell", "agrees", "agrees", "cannot tell", "agrees"]
+
+
+def found_by(searches: Sequence[Any], samples: dict[str, int], seeds: int) -> dict[tuple[str, int], Any]:
+    """Results of searches that all find the first random genome below 0.6 MFLOPs of their space."""
+    from supernets import random_genomes
+
+    genomes = {search.space: random_genomes(search.space, 1, (0.4e6, 0.6e6), 0)[0] for search in searches}
+
+    def result(search: Any) -> dict[str, Any]:
+        drawn = samples[search.arm] + search.seed
+        rows = [{"samples": drawn, "entropy": 5.0}] * search.config["epochs"]
+        cost = {"samples": drawn, "seconds": float(drawn), "cpu_seconds": float(drawn), "entropy": 5.0}
+        return {"genome": genomes[search.space], "history": rows, "accuracy": 0.3, **cost}
+
+    assert {search.seed for search in searches} == set(range(seeds))
+    return {(search.arm, search.seed): result(search) for search in searches}
+
+
+def test_tables_of_searches(scripts: dict[str, ModuleType]) -> None:
+    shared = scripts["supernets"]
+    for name, verdicts in (
+        ("table5_sampling", ["agrees"] * 9 + ["agrees"] * 9 + ["the opposite"]),
+        ("table4_search_space_size", ["agrees", "agrees", "agrees"]),
+    ):
+        script = scripts[name]
+        searches = shared.plan_searches(script.ARMS, 3, False)
+        for search in searches:
+            SupernetConfig(**search.config)
+            DataConfig(**search.data)
+            assert shared.plan_searches(script.ARMS, 3, True)[0].config["epochs"] == 3
+        assert len({search.folder for search in searches}) == len(searches)
+        samples = {arm: 1000 - 100 * i for i, arm in enumerate(script.ARMS)}
+        found = found_by(searches, samples, 3)
+        planned = shared.plan_trainings(script.ARMS, found, 3, False)
+        checked(planned)
+        random = {f"random {i}": 0.6 + 0.05 * i for i in range(len(shared.RANDOM))}
+        better = {arm: 0.5 + 0.1 * (arm == "fine: lambda = 0.54, joint") for arm in script.ARMS}
+        trained = results_of(planned, random | better, noise=0.01)
+        told = shared.tell(planned, found, trained)
+        rows, claims, *_ = script.evaluate(told)
+        assert {len(row) for row in rows} == {len(shared.COLUMNS)}
+        assert [claim.verdict for claim in claims] == verdicts
+
+
+def test_trend_is_a_line_in_the_logarithm_of_flops(scripts: dict[str, ModuleType]) -> None:
+    shared = scripts["supernets"]
+    told = {}
+    for seed in range(2):
+        for i, flops in enumerate((4e5, 7e5, 1e6)):
+            told[f"random {i}", seed] = {"flops": flops * (1 + seed), "accuracy": 0.1 * math.log(flops) + 0.2 * seed}
+        told["arm", seed] = {"flops": 5e5 * (1 + seed), "accuracy": 0.1 * math.log(5e5) + 0.2 * seed + 0.03}
+    trend = shared.Trend.of(told)
+    assert trend.slope == pytest.approx(0.1)
+    assert trend.beyond(told, "arm").values == pytest.approx((0.03, 0.03))
+
+
+def test_equal_is_told_only_within_a_point(scripts: dict[str, ModuleType]) -> None:
+    equal, difference = scripts["supernets"].Equal, scripts["trainings"].Difference
+    cases = ((0.001, 0.002, 0.003), (0.02, 0.021, 0.022), (-0.02, 0.01, 0.03))
+    verdicts = [equal("", 0.0, difference(values)).verdict for values in cases]
+    assert verdicts == ["agrees", "the opposite", "cannot tell"]
 
 
 def test_report_says_what_came_out(
