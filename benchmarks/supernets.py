@@ -164,7 +164,7 @@ RECIPE = {
     **{"ema": False, "dropout": 0.0, "stochastic_depth": 0.0, "mixup": 0.0, "augment": "basic"},
 }
 QUICK: tuple[dict[str, Any], ...] = (
-    {"epochs": 3, "warmup_epochs": 1, "theta": 2},
+    {"epochs": 3, "warmup_epochs": 2, "theta": 2},
     {"train": 64, "validation": 50},
     {"epochs": 1, "batch_size": 32},
 )
@@ -233,6 +233,7 @@ def tell(planned: Sequence[Training], found: Results, trained: Results) -> Resul
             told[key]["after"] = sum(row["samples"] for row in rows[SEARCH["warmup_epochs"] :])
             told[key]["entropy_by_epoch"] = [row["entropy"] for row in rows]
             told[key]["samples_by_epoch"] = [row["samples"] for row in rows]
+            told[key]["flops_by_epoch"] = [row["costs"]["flops"] for row in rows]
             told[key]["accuracy_in_supernet"] = found[key]["accuracy"]
     return told
 
@@ -286,6 +287,9 @@ class Equal(Claim):
         if mean + half <= EQUAL:
             return "agrees"
         return "the opposite" if mean > half else "cannot tell"
+
+    def target(self) -> tuple[str, str, bool]:
+        return f"{self.what} (paper: equal)", f"{self.here}, {self.verdict}", self.verdict == "agrees"
 
 
 def change(values: Sequence[float], than: Sequence[float]) -> Difference:

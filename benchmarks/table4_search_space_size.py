@@ -40,9 +40,9 @@ def evaluate(told: Results) -> tuple[list[tuple[str, ...]], list[Claim]]:
     small = trend.beyond(told, adaptive) - trend.beyond(told, fixed)
     large = trend.beyond(told, large_adaptive) - trend.beyond(told, large_fixed)
     claims = [
-        Equal("equal accuracy of adaptive and fixed in the small space, at equal FLOPs", 0.0, small),
-        Claim("accuracy of adaptive over fixed in the large space, at equal FLOPs", 0.9, large),
-        Claim("that over the same in the small space", 0.6, large - small),
+        Equal("accuracy of adaptive less fixed in the small space, at equal FLOPs", 0.0, small),
+        Claim("accuracy of adaptive less fixed in the large space, at equal FLOPs", 0.9, large),
+        Claim("that less the same in the small space", 0.6, large - small),
     ]
     return rows, claims
 

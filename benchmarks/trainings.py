@@ -196,8 +196,9 @@ def conclusion(claims: Sequence[Claim], seeds: int) -> str:
         found = [claim for claim in claims if claim.verdict == verdict]
         signs = ""
         if found and verdict == "cannot tell":
-            same = sum(claim.here.mean * claim.paper > 0 for claim in found)
-            signs = f" (the mean has the paper's sign in {same} of {len(found)})"
+            signed = [claim for claim in found if claim.paper]
+            same = sum(claim.here.mean * claim.paper > 0 for claim in signed)
+            signs = f" (the mean has the paper's sign in {same} of {len(signed)})"
         parts.append(f"{text}{signs}: {', '.join(claim.what for claim in found) or 'none'}")
     return f"{'; '.join(parts)}."
 

@@ -123,7 +123,7 @@ def found_by(searches: Sequence[Any], samples: dict[str, int], seeds: int) -> di
 
     def result(search: Any) -> dict[str, Any]:
         drawn = samples[search.arm] + search.seed
-        rows = [{"samples": drawn, "entropy": 5.0}] * search.config["epochs"]
+        rows = [{"samples": drawn, "entropy": 5.0, "costs": {"flops": 6e5}}] * search.config["epochs"]
         cost = {"samples": drawn, "seconds": float(drawn), "cpu_seconds": float(drawn), "entropy": 5.0}
         return {"genome": genomes[search.space], "history": rows, "accuracy": 0.3, **cost}
 
