@@ -48,7 +48,7 @@ def evaluate(told: Results) -> tuple[list[tuple[str, ...]], list[Claim]]:
 
 
 def main() -> None:
-    options = trainings.arguments(__doc__, 3)
+    options = trainings.arguments(__doc__, 4)
     around = harness.machine("torch", "scipy")
     found, planned, trained = supernets.run(ARMS, options)
     told = supernets.tell(planned, found, trained)
