@@ -22,6 +22,7 @@ from pynas.train.config import TrainingRecipe
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NAMES = ("harness", "trainings", "table8_ema_distillation", "table6_swapped_recipes", "table1_recipes")
 NAMES += ("supernets", "table5_sampling", "table4_search_space_size")
+NAMES += ("search_settings", "table7_split_attention", "search_methods")
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,60 @@ def test_equal_is_told_only_within_a_point(scripts: dict[str, ModuleType]) -> No
     cases = ((0.001, 0.002, 0.003), (0.02, 0.021, 0.022), (-0.02, 0.01, 0.03))
     verdicts = [equal("", 0.0, difference(values)).verdict for values in cases]
     assert verdicts == ["agrees", "the opposite", "cannot tell"]
+
+
+def genomes_by(arms: dict[str, str], seeds: int) -> dict[tuple[str, int], Any]:
+    """A genome of each arm's space for every seed, with squeeze-and-excite in every row."""
+    found = {}
+    for arm, table in arms.items():
+        space = pynas.load_space(table)
+        for seed, genome in enumerate(space.sample(seeds, seed=1)):
+            for i, variable in enumerate(space.variables):
+                genome[i] = 1 if variable.name.endswith(".se") else genome[i]
+            found[arm, seed] = {"genome": genome.tolist(), "cpu_seconds": 9.0, "passes": 2e9, "trained": 6}
+    return found
+
+
+def test_table7(scripts: dict[str, ModuleType]) -> None:
+    script = scripts["table7_split_attention"]
+    planned = script.plan(genomes_by(script.SEARCHED, 3), 3, quick=False)
+    checked(planned)
+    assert [training.cell for training in planned[:4]] == ["FP-NAS", "2 splits", "4 splits", "FP-NAS++"]
+    rows = [ModelSpec.from_dict(training.model).architecture.rows for training in planned[:3]]
+    flops = [ModelSpec.from_dict(training.model).architecture.cost()["flops"] for training in planned[:3]]
+    assert flops[0] < flops[1] < flops[2]
+    for first, two, four in zip(*rows, strict=True):
+        assert (first.se, two.se, four.se) in ((True, 2, 4), (False, False, False))
+        assert first.k == two.k == four.k
+    cells = {"FP-NAS": 0.80, "2 splits": 0.81, "4 splits": 0.79, "FP-NAS++": 0.80}
+    results = results_of(planned, cells, noise=0.01)
+    rows, claims = script.evaluate(planned, results, 3)
+    assert {len(row) for row in rows} == {6}
+    assert [claim.verdict for claim in claims] == ["agrees", "the opposite", "cannot tell", "the opposite", "agrees"]
+    assert set(rows[4][5]) <= set("01- ")
+
+
+def test_search_methods(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    script = scripts["search_methods"]
+    space = pynas.load_space(str(script.table(tmp_path / "space.yaml")))
+    assert space.size["recipes"] == 1
+    shipped = pynas.load_space(script.SPACE)
+    assert [v.name for v in space.variables] == [v.name for v in shipped.variables]
+    assert space.decode(space.sample(1)[0])[1].to_dict() == script.RECIPE
+    warmed = {"epoch": 1, "samples": 10, "costs": {"flops": 100.0}}
+    assert script.supernet_passes({"history": [warmed, {**warmed, "epoch": 2}]}, 1, 8) == 10 * 8 * 100 * (3 + 4)
+    assert script.candidate_passes(100.0, 50, 3) == 100 * 50 * (3 * 3 + 1)
+    found = genomes_by(dict.fromkeys(script.METHODS, script.SPACE), 3)
+    settings = scripts["search_settings"]
+    planned = [
+        scripts["supernets"].from_scratch(method, seed, script.SPACE, result["genome"], *settings.final(seed, False))
+        for (method, seed), result in found.items()
+    ]
+    checked(planned)
+    results = results_of(planned, {"FP-NAS": 0.8, "NARS": 0.81, "random": 0.79}, noise=0.01)
+    rows, differences = script.evaluate(found, results, 3)
+    assert {len(row) for row in rows} == {7}
+    assert [str(difference) for difference in differences.values()] == ["+1.00 ± 0.00", "+2.00 ± 0.00", "-1.00 ± 0.00"]
 
 
 def test_report_says_what_came_out(
