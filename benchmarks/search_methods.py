@@ -5,8 +5,8 @@ may train is counted in passes: FLOPs of the network times images, a backward pa
 search in the supernet took (on the first half of the images for the weights, on the second for alpha) buys NARS its
 candidates, and random search as many: it takes the best of them by validation accuracy. Passes that only tell how far
 a search is are not counted, and the predictor and the evolution of NARS train no network; the seconds of the processor
-told beside are those of everything. Candidates have at least 0.8 times the bound in FLOPs;
-FP-NAS has no such lower bound. The three answers are trained from scratch alike.
+told beside are those of everything. Candidates have at least 0.8 times the bound in FLOPs; FP-NAS has no such lower
+bound. The three answers are trained from scratch alike.
 """
 
 from __future__ import annotations
