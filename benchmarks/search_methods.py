@@ -165,7 +165,7 @@ def evaluate(found: Results, results: Results, seeds: int) -> tuple[list[tuple[s
 
 
 def main() -> None:
-    options = trainings.arguments(__doc__, 3)
+    options = trainings.arguments(__doc__, 4)
     around = harness.machine("torch", "scipy")
     root = options.dir or Path(tempfile.mkdtemp(prefix="pynas-methods-"))
     root.mkdir(parents=True, exist_ok=True)

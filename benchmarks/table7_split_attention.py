@@ -86,7 +86,7 @@ def evaluate(planned: list[Training], results: Results, seeds: int) -> tuple[lis
 
 
 def main() -> None:
-    options = trainings.arguments(__doc__, 3)
+    options = trainings.arguments(__doc__, 4)
     around = harness.machine("torch", "scipy")
     supernet = search_settings.supernet(options.quick)
     searches = [
