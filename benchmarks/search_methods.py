@@ -28,7 +28,7 @@ from search_settings import BATCH, FLOPS, RECIPE, SPACE
 from supernets import Search, from_scratch, search_all
 from trainings import Difference, Results, accuracy, by_seed
 
-from pynas.nars.config import StudyConfig
+from pynas.nars.config import NARSConfig
 from pynas.nars.search import search
 from pynas.space.table import find_table
 from pynas.study.directory import StudyDirectory
@@ -65,7 +65,7 @@ def study(method: str, seed: int, count: int, space: Path, folder: Path, quick: 
     """NARS with `count` candidates or, with all of them in the first iteration, which is random, random search."""
     iterations = ITERATIONS if method == "NARS" else 1
     bounds = {"flops": [LOWEST * FLOPS, FLOPS]}
-    config = StudyConfig(
+    config = NARSConfig(
         space=str(space),
         seed=seed,
         pool={"size": 5000, "budget": bounds},

@@ -29,7 +29,7 @@ from typing import Any
 import harness
 from trainings import Claim, Difference, Results, Training, accuracy, train_all
 
-from pynas.train.run import Silent
+from pynas.listener import Silent
 
 EQUAL = 0.01
 """Accuracies that differ by less are called equal."""
