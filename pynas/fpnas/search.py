@@ -235,6 +235,7 @@ class Search:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # which the next step would hold beside its own
 
     def _advance(self, phase: int, number: int, what: str) -> None:
         """Tell whoever watches this rank where it is: phase 0 is before a step, 3 after an epoch's last."""
