@@ -35,17 +35,19 @@ def in_many(genomes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return found
 
 
-def steps(space: Space, genomes: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Search]:
-    """Two steps of these architectures: the second is computed beside what the first leaves."""
-    config = SupernetConfig(epochs=2, warmup_epochs=0, batch_size=64, lr=0.01)
+def steps(
+    space: Space, genomes: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, count: int = 1
+) -> tuple[Any, Search]:
+    """Steps of these architectures."""
+    config = SupernetConfig(epochs=2, warmup_epochs=0, batch_size=32, lr=0.01)
     search = Search(space, config, {}, steps_per_epoch=9, seed=0, device=torch.device("cpu"))
     monkeypatch.setattr(search.distribution, "sample", lambda *_: genomes)
     monkeypatch.setattr("pynas.fpnas.search.sample_count", lambda *_: len(genomes))
     random = torch.Generator().manual_seed(0)
-    images = arranged(torch.randn(64, 1, 28, 28, generator=random), MEMORY_FORMAT)
-    batch = Batch(images, torch.randint(10, (64,), generator=random))
+    images = arranged(torch.randn(32, 1, 28, 28, generator=random), MEMORY_FORMAT)
+    batch = Batch(images, torch.randint(10, (32,), generator=random))
     with Live([*search.supernet.parameters(), images, batch.labels, search.distribution.alpha]) as live:
-        for _ in range(2):
+        for _ in range(count):
             assert len(search.update(batch, batch).losses) == len(genomes)
     return live, search
 
@@ -56,19 +58,19 @@ def test_peak_memory_grows_neither_with_choices_nor_with_architectures(monkeypat
     assert MANY.size["architectures"] > 10 * FEW.size["architectures"]
     alone, search = steps(FEW, one, monkeypatch)
     weights = sum(weight.numel() * weight.element_size() for weight in search.supernet.parameters())
-    assert alone.peak > 6 * weights  # or little would be told of what the architectures hold
+    assert alone.peak > 4 * weights  # or little would be told of what the architectures hold
 
     few, _ = steps(FEW, some, monkeypatch)
     many, _ = steps(MANY, in_many(some), monkeypatch)
     assert many.peak == pytest.approx(few.peak, rel=0.002)
-    # The sum of the gradients and the momentum of weights that the largest has not; no more for more architectures.
-    assert alone.peak < few.peak <= alone.peak + 2 * weights
+    # The sum of the gradients of the others; no more for more architectures.
+    assert alone.peak < few.peak <= alone.peak + weights
     twice, _ = steps(FEW, np.concatenate([some, some]), monkeypatch)
     assert twice.peak == pytest.approx(few.peak, rel=0.002)
 
 
 def test_a_step_leaves_momentum_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    live, search = steps(FEW, np.concatenate([FEW.sample(3, seed=0), largest()[None]]), monkeypatch)
+    live, search = steps(FEW, np.concatenate([FEW.sample(1, seed=0), largest()[None]]), monkeypatch, count=2)
     assert all(weight.grad is None for weight in search.supernet.parameters())
     momentum = [state["momentum_buffer"] for state in search.optimizer.state.values()]
     left = sum(buffer.untyped_storage().nbytes() for buffer in momentum)
