@@ -55,6 +55,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench_blocks.py
 	$(BIN)/python benchmarks/bench_candidate.py
 	$(BIN)/python benchmarks/bench_fpnas_estimator.py
+	$(BIN)/python benchmarks/bench_supernet_memory.py
 	$(BIN)/python benchmarks/bench_mpi_executor.py
 	$(BIN)/python benchmarks/bench_sync_batch_norm.py
 	$(BIN)/python benchmarks/bench_scaling.py
