@@ -37,7 +37,13 @@ def likelihoods(seed: int) -> tuple[np.ndarray[Any, Any], torch.Tensor]:
     """Architectures drawn, uint8 (POOL, V), and their log-likelihood of every image of the other half, (POOL, N)."""
     space = load_space("fbnetv2_f_28")
     config = SupernetConfig(
-        epochs=4 * EPOCHS, warmup_epochs=EPOCHS, batch_size=128, augment="none", sampling="fixed", samples=2
+        epochs=4 * EPOCHS,
+        warmup_epochs=EPOCHS,
+        batch_size=128,
+        augment="none",
+        sampling="fixed",
+        samples=2,
+        distribution="factorised",
     )
     shared: dict[str, Any] = {"resolution": 28, "device": torch.device("cpu"), "augment": "none"}
     data = DataConfig(name="fashion-mnist", withhold="half", train=IMAGES, validation=IMAGES)

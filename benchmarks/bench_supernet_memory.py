@@ -155,7 +155,8 @@ class Sampled:
     """The search: the largest architecture and count - 1 others a step."""
 
     def __init__(self, space: Space, count: int, device: torch.device) -> None:
-        config = SupernetConfig(epochs=2, warmup_epochs=0, sampling="fixed", samples=count, batch_size=BATCH, lr=0.01)
+        drawn: dict[str, Any] = {"sampling": "fixed", "samples": count, "distribution": "factorised"}
+        config = SupernetConfig(epochs=2, warmup_epochs=0, batch_size=BATCH, lr=0.01, **drawn)
         self.search = Search(space, config, {}, steps_per_epoch=STEPS, seed=0, device=device)
         genome, self.count = largest(space), count
         self.architecture, _ = space.decode(genome)

@@ -20,7 +20,9 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """The YAML mapping in a file. Raises PynasError where it cannot be read or is something else."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise PynasError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
         raise PynasError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise PynasError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -73,6 +75,8 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if not detail["loc"] or message.startswith(f"{where}."):
         return message  # of a section as a whole, whose message names the key itself
+    if detail["type"] == "value_error" and isinstance(detail["input"], Mapping):
+        return f"{where}: {message}"  # of which the message names what is wrong
     return f"{where}: {detail['input']!r}: {message}"
 
 

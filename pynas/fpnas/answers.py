@@ -42,7 +42,7 @@ def most_probable(
     if result is None:
         raise PynasError(f"{path}: search {name} is not finished yet; finish it first: pynas search STUDY.yaml")
     space = open_space(directory.space, config)
-    distribution = Distribution.from_dict(space, result["distribution"])
+    distribution = Distribution.from_dict(space, result["distribution"]).networks()
     bounds, count = budget or Budget(), top
     while True:
         genomes = distribution.most_probable(count)

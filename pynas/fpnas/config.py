@@ -91,6 +91,11 @@ class SupernetConfig(BaseModel):
                 f"warmup_epochs: got {self.warmup_epochs}, allowed: fewer than epochs, {self.epochs}, since alpha is "
                 "learned after them"
             )
+        if self.distribution == "mixed" and self.theta >= self.epochs:
+            raise ValueError(
+                f"theta: got {self.theta}, allowed: fewer than epochs, {self.epochs}, for a mixed distribution to "
+                "become joint (the paper's share is a quarter); or distribution: factorised"
+            )
         return self
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,30 +120,52 @@ class Distribution:
         return self._genomes(torch.minimum(chosen, torch.tensor(self.sizes).unsqueeze(1) - 1).numpy())
 
     def mode(self) -> NDArray[np.uint8]:
-        """The most probable genome, uint8 (V,): what a search finds. Of equal ones the first in the table's order."""
-        return self._genomes(self.alpha.detach().argmax(1, keepdim=True).numpy())[0]
+        """The most probable architecture, uint8 (V,): what a search finds. Of equal ones the first in table order."""
+        networks = self.networks()
+        return networks._genomes(networks.alpha.detach().argmax(1, keepdim=True).numpy())[0]
 
     def most_probable(self, count: int) -> NDArray[np.uint8]:
-        """The `count` most probable genomes, or all where there are fewer, from the mode on: uint8 (count, V)."""
-        logs, order = self._log_probabilities().detach().sort(dim=1, descending=True, stable=True)
+        """The `count` most probable architectures, or all where there are fewer, from the mode on: uint8 (count, V)."""
+        networks = self.networks()
+        logs, order = networks._log_probabilities().detach().sort(dim=1, descending=True, stable=True)
         loss = (logs[:, :1] - logs).numpy()  # of taking the n-th best choice of a factor in place of its best
-        start = (0,) * len(self.factors)
+        start = (0,) * len(networks.factors)
         waiting, seen = [(0.0, start)], {start}
         found: list[tuple[int, ...]] = []
         while waiting and len(found) < count:
             total, ranks = heapq.heappop(waiting)
             found.append(ranks)
             for factor, rank in enumerate(ranks):
-                if rank + 1 == self.sizes[factor]:
+                if rank + 1 == networks.sizes[factor]:
                     continue
                 after = (*ranks[:factor], rank + 1, *ranks[factor + 1 :])
                 cost = total - loss[factor, rank] + loss[factor, rank + 1]
                 if after not in seen and math.isfinite(cost):
                     seen.add(after)
                     heapq.heappush(waiting, (cost, after))
-        ranked = torch.tensor(found, dtype=torch.int64).reshape(-1, len(self.factors))
+        ranked = torch.tensor(found, dtype=torch.int64).reshape(-1, len(networks.factors))
         chosen = order.gather(1, ranked.t())
-        return self._genomes(chosen.numpy())
+        return networks._genomes(chosen.numpy())
+
+    def networks(self) -> Distribution:
+        """The distribution of networks, where this one is of their names: of genomes that make the same network one has
+        the probability of all, and the others none.
+
+        In a row whose kernel is 0 nothing but its width and number counts. There a joint factor has many names for one
+        skip, and its most probable name would seldom be of a skip. It is joint but where layers are too large.
+        """
+        layer_sizes = (math.prod(self._choices[v] for v in layer) for layer in layers(self.space))
+        joint = self.to_joint() if max(layer_sizes, default=0) <= MOST_CHOICES else self
+        idle, zero = skips(self.space)
+        logs = joint._log_probabilities().detach()
+        for row, (factor, size) in enumerate(zip(joint.factors, joint.sizes, strict=True)):
+            names = joint._digits(factor)
+            for kernel in idle.keys() & {*factor}:
+                skipped = names[:, factor.index(kernel)] == zero[kernel]
+                names[skipped.unsqueeze(1) & torch.tensor([v in idle[kernel] for v in factor])] = 0
+            first = joint._index(factor, {v: names[:, i] for i, v in enumerate(factor)})
+            logs[row, :size] = torch.zeros(size, dtype=torch.float64).index_add_(0, first, logs[row, :size].exp()).log()
+        return Distribution(self.space, joint.factors, logs)
 
     def _genomes(self, chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Genomes (n, V) of the factors' choices (F, n)."""
@@ -178,6 +200,27 @@ class Distribution:
     def from_dict(cls, space: Space, values: Mapping[str, Any]) -> Distribution:
         rows = [torch.tensor(row, dtype=torch.float64) for row in values["alpha"]]
         return cls(space, values["factors"], pad_sequence(rows, batch_first=True, padding_value=-math.inf))
+
+
+def skips(space: Space) -> tuple[dict[int, set[int]], dict[int, int]]:
+    """Of each kernel size that may be 0 the variables that then change nothing, and the place of 0 among its choices.
+
+    They are expansion, splits and activation of the kernel's rows, as far as no other row has them.
+    """
+    index = {variable: i for i, variable in enumerate(space.variables)}
+
+    def indices(fields: Iterable[Any]) -> set[int]:
+        return {index[field] for field in fields if isinstance(field, Variable)}
+
+    idle: dict[int, set[int]] = {}
+    zero: dict[int, int] = {}
+    for kernel, k in index.items():
+        mine = [row for row in space.table.rows if row.k == (kernel, kernel)]
+        if mine and 0 in kernel.values:
+            others = set().union(*(indices(row.fields) for row in space.table.rows if row not in mine))
+            idle[k] = set().union(*(indices((*(row.e or ()), row.se, row.act)) for row in mine)) - others
+            zero[k] = kernel.values.index(0)
+    return idle, zero
 
 
 def layers(space: Space) -> list[tuple[int, ...]]:

@@ -23,7 +23,7 @@ import torch
 
 from pynas.data.batches import Data
 from pynas.data.config import DataConfig
-from pynas.data.open import open_data
+from pynas.data.open import contents, open_data
 from pynas.errors import PynasError
 from pynas.files import FileLock, write_whole
 from pynas.fpnas.config import SupernetConfig
@@ -259,7 +259,12 @@ def check_search(
             raise PynasError(f"target {name}: {target:g}; the cheapest of {space.name} has {cheapest[name]:.10g}")
     architecture, _ = space.decode(np.zeros(len(space.variables), np.uint8))
     spec = ModelSpec.of(architecture, name=space.name)
-    check_data(spec, data, TrainingConfig(batch_size=config.batch_size))
+    check_data(spec, data, TrainingConfig(batch_size=2))  # classes and channels
+    for half, images in contents(data).images.items():
+        if half in ("train", "validation") and images < config.batch_size:
+            raise PynasError(
+                f"search.batch_size: got {config.batch_size}, allowed: up to the {images} images of data.{half}"
+            )
     if config.distribution != "factorised":
         Distribution.joint(space)
 

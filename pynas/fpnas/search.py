@@ -277,7 +277,7 @@ class Search:
         Ranks share the batches out, and all get the same answer.
         """
         right = images = 0
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(_without_rest(batches)):
             if number % self.world.size != self.world.rank:
                 continue
             self._advance(3, number, "evaluating, batch")
@@ -323,6 +323,21 @@ def _endless(data: Data, epoch: int) -> Iterator[Batch]:
     """Batches of an epoch, and should it be shorter than the other half's, of as many more as are asked for."""
     for again in range(1 << 30):
         yield from data.train_batches(epoch + again * (1 << 32))
+
+
+def _without_rest(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same images, where a last batch of less than half the others' size goes with the one before: batch-norm takes
+    the statistics of what it is given, and a single image has none.
+    """
+    held: Batch | None = None
+    for batch in batches:
+        if held is not None and 2 * len(batch.labels) < len(held.labels):
+            batch = Batch(torch.cat([held.images, batch.images]), torch.cat([held.labels, batch.labels]))
+        elif held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held
 
 
 def _groups(supernet: Supernet, config: SupernetConfig) -> list[dict[str, Any]]:

@@ -104,13 +104,21 @@ def test_samples_follow_the_probabilities_and_the_seed(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_most_probable_are_found_in_order(kind: str) -> None:
+    """By enumeration: genomes that differ in a skipped row's activation alone are one network."""
     distribution = some(kind, seed=3)
-    logs = distribution.log_probability(ALL).detach().numpy()
-    order = np.argsort(-logs, kind="stable")
-    assert np.array_equal(distribution.mode(), ALL[order[0]])
-    assert np.array_equal(distribution.most_probable(50), ALL[order[:50]])
-    assert len(distribution.most_probable(10_000)) == len(ALL)
-    assert np.array_equal(np.unique(distribution.most_probable(10_000), axis=0), ALL)
+    variables = [variable.name for variable in SPACE.variables]
+    kernel, act = variables.index("stage1.k"), variables.index("stage1.act")
+    networks = ALL.copy()
+    networks[networks[:, kernel] == 0, act] = 0
+    probabilities: dict[bytes, float] = {}
+    for network, log in zip(networks, distribution.log_probability(ALL).tolist(), strict=True):
+        probabilities[network.tobytes()] = probabilities.get(network.tobytes(), 0.0) + math.exp(log)
+    order = sorted(probabilities, key=probabilities.__getitem__, reverse=True)
+    assert len(order) < len(ALL)
+    assert distribution.mode().tobytes() == order[0]
+    assert [genome.tobytes() for genome in distribution.most_probable(50)] == order[:50]
+    assert {genome.tobytes() for genome in distribution.most_probable(10_000)} == set(order)
+    assert len(distribution.most_probable(10_000)) == len(order)
     assert distribution.most_probable(0).shape == (0, ALL.shape[1])
 
 
@@ -150,3 +158,39 @@ def test_what_has_no_distribution_is_told() -> None:
     with pytest.raises(PynasError, match=r"joint distribution of stage1.k, .* 393216 choices; allowed: up to 262144"):
         Distribution.joint(space)
     assert Distribution.factorised(space).entropy() == pytest.approx(math.log(math.prod(space.size.values())))
+
+
+def test_the_mode_is_of_networks_and_not_of_their_names() -> None:
+    """A skip has as many names as its row has expansions, splits and activations; they count together."""
+    space = pynas.load_space("fbnetv2_f_28")
+    distribution = Distribution.joint(space)
+    kernels = [v for v, variable in enumerate(space.variables) if variable.name.endswith(".k")]
+    with torch.no_grad():
+        for row, factor in enumerate(distribution.factors):
+            kernel = next(v for v in factor if v in kernels)
+            skipped = distribution._digits(factor)[:, factor.index(kernel)] == 0
+            alpha = torch.where(skipped, 0.0, -3.0).double()
+            alpha[int((~skipped).nonzero()[-1])] = 0.1  # more probable than any one name of a skip
+            distribution.alpha[row, : len(alpha)] = alpha
+    assert all(distribution.mode()[kernels] == 0)
+    found = distribution.most_probable(300)
+    assert len({genome.tobytes() for genome in found}) == 300
+    widths = [v for v, variable in enumerate(space.variables) if variable.name.endswith(".c")]
+    others = [v for v in range(len(space.variables)) if v not in (*kernels, *widths)]
+    skips = [genome for genome in found if not genome[kernels].any()]
+    assert len(skips) > 1
+    assert not any(genome[others].any() for genome in skips)  # one name for each
+
+
+def test_merging_names_keeps_probabilities() -> None:
+    space = pynas.load_space("fbnetv2_fpp_28")
+    distribution = Distribution.joint(space)
+    with torch.no_grad():
+        noise = torch.from_numpy(np.random.default_rng(0).normal(size=distribution.alpha.shape))
+        distribution.alpha.add_(noise)
+    networks = distribution.networks()
+    assert networks.entropy() < distribution.entropy()
+    for name, probabilities in networks.marginals().items():
+        if name.endswith((".k", ".c")):  # which a skip has too
+            assert sum(probabilities) == pytest.approx(1)
+            assert probabilities == pytest.approx(distribution.marginals()[name])

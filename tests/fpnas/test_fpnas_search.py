@@ -395,3 +395,14 @@ def test_ranks_do_not_move_what_only_dropped_architectures_have(tmp_path: Path, 
     for its_weights in together(tmp_path / "ranks", 2, partial(with_dropped, bad=bad)):
         for name, weight in weights.items():
             torch.testing.assert_close(its_weights[name], weight, atol=1e-6, rtol=1e-4)
+
+
+def test_a_last_batch_of_one_image_is_evaluated_with_the_one_before() -> None:
+    """Batch-norm has no statistics of one image of one pixel; the others' should not be its alone either."""
+    found = search()
+    batch = next(iter(halves()[0].validation_batches()))
+    parts = [Batch(batch.images[a:b], batch.labels[a:b]) for a, b in ((0, 60), (60, 120), (120, 121))]
+    whole = [Batch(batch.images[a:b], batch.labels[a:b]) for a, b in ((0, 60), (60, 121))]
+    mode = found.distribution.mode()
+    assert found.accuracy(mode, parts) == found.accuracy(mode, whole)
+    assert found.accuracy(mode, parts) * 121 == pytest.approx(round(found.accuracy(mode, parts) * 121))

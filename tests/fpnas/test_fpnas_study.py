@@ -181,7 +181,17 @@ def test_what_is_asked_of_a_finished_study_in_vain(
             "search.lamda: unknown key; allowed: epochs, warmup_epochs, batch_size, sampling, lambda,",
         ),
         ("warmup_epochs: 1", "warmup_epochs: 4", "warmup_epochs: got 4, allowed: fewer than epochs, 4"),
-        ("batch_size: 32, lambda", "batch_size: 320, lambda", "training.batch_size: 320; allowed: up to the 96 images"),
+        (
+            "batch_size: 32, lambda",
+            "batch_size: 320, lambda",
+            "search.batch_size: got 320, allowed: up to the 96 images of data.train",
+        ),
+        (
+            "validation: 96",
+            "validation: 20",
+            "search.batch_size: got 32, allowed: up to the 20 images of data.validation",
+        ),
+        ("theta: 2", "theta: 4", "search: theta: got 4, allowed: fewer than epochs, 4"),
         ("train: 96", "train: 9999", "data.train: got 9999"),
         ("seed: 0", "pool: {size: 10}", "pool: unknown key"),
         ("seed: 0", "resolution: 0", "resolution: 0: Input should be greater than or equal to 1"),

@@ -39,7 +39,7 @@ def steps(
     space: Space, genomes: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, count: int = 1
 ) -> tuple[Any, Search]:
     """Steps of these architectures."""
-    config = SupernetConfig(epochs=2, warmup_epochs=0, batch_size=32, lr=0.01)
+    config = SupernetConfig(epochs=2, warmup_epochs=0, distribution="factorised", batch_size=32, lr=0.01)
     search = Search(space, config, {}, steps_per_epoch=9, seed=0, device=torch.device("cpu"))
     monkeypatch.setattr(search.distribution, "sample", lambda *_: genomes)
     monkeypatch.setattr("pynas.fpnas.search.sample_count", lambda *_: len(genomes))

@@ -194,7 +194,7 @@ def test_latency_is_a_cost_by_its_model(tmp_path: Path) -> None:
         ({"targets": {"flop": 1e6}}, "target flop: unknown cost; allowed: flops, macs, params, parameters"),
         ({"targets": {"flops": 10}}, r"target flops: 10; the cheapest of small has \d+"),
         ({"data": DataConfig(name="digits", withhold="half", classes=5)}, "small: got 10 classes, digits has 5"),
-        ({"batch_size": 500}, "training.batch_size: 500; allowed: up to the 96 images"),
+        ({"batch_size": 500}, "search.batch_size: got 500, allowed: up to the 96 images of data.train"),
         (
             {"space": pynas.load_space("fbnetv2_f"), "targets": {}},
             "fbnetv2_f: got 1000 classes, digits has 10",
