@@ -26,6 +26,7 @@ from pynas.ranks.beat import HEARTBEAT
 from pynas.ranks.requeue import in_slurm_job
 from pynas.runtime.executor import Done, Executor, Failed, Progress
 from pynas.runtime.open import alone, open_executor
+from pynas.runtime.task import TaskFolder
 from pynas.search import trainings
 from pynas.search.opening import open_config, settle
 from pynas.search.results import plain, write_results
@@ -33,7 +34,7 @@ from pynas.search.winners import train_winners, write_winner
 from pynas.space.budget import Budget, format_amount
 from pynas.space.latency import LatencyModel
 from pynas.space.space import Space, load_space
-from pynas.space.table import read_table
+from pynas.space.table import RECIPE_KEYS, read_table
 from pynas.study.directory import StudyDirectory
 from pynas.study.study import Study
 from pynas.study.trials import Trial, trial_key
@@ -66,7 +67,7 @@ def search(config: FPNASConfig, path: str | Path, *, listener: Listener | None =
     from pynas.cluster.join import joined, requeued
     from pynas.runtime.mpi import launched, pool
 
-    images = [data.path for data in (config.data, config.final_data) if data.path is not None]
+    images = [str(data.path) for data in (config.data, config.final_data) if data.name == "folder"]
     with joined(launched(), Path(path), heartbeat=HEARTBEAT, device=config.search.device) as world:
         shown = listener if world.first else Silent()
         with requeued(world, shown):
@@ -93,6 +94,8 @@ def open_space(table: str | Path, config: FPNASConfig, data: DataConfig | None =
     """The space of a table, pinned as configured, without its recipe; with as many classes as `data` (those of the
     search) are told to have. Raises PynasError where nothing is to search.
     """
+    if recipe := [name for name in config.pin if name in RECIPE_KEYS]:
+        raise PynasError(f"pin: {', '.join(recipe)}: FP-NAS searches architectures; say it in training")
     pinned = read_table(table).pin(config.pin)
     classes = (data or config.data).classes
     rows = (*pinned.rows[:-1], replace(pinned.rows[-1], c=classes)) if classes else pinned.rows
@@ -252,6 +255,8 @@ class _Driver:
             executor.submit(key, SEARCH, payload)
 
         for key, bar in bars.items():
+            # Whether it is finished its own directory tells, which somebody may have removed to search anew.
+            TaskFolder(self.directory.tasks, key).result.unlink(missing_ok=True)
             self.listener.begin(bar, self.config.search.epochs)
             submit(key)
         for event in executor.outcomes():

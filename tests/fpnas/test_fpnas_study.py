@@ -113,6 +113,15 @@ def test_again_is_at_once_and_changes_nothing(finished: tuple[Path, dict[str, An
     assert before == after
 
 
+def test_a_search_whose_directory_is_removed_is_made_again(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    directory, results = finished
+    shutil.copytree(directory, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "searches" / "cheap")
+    assert timeless(search(study(tmp_path), tmp_path / "copy")) == timeless(results)
+
+
 def test_a_winner_trains(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     directory, _ = finished
     winner = str(directory / "winners" / "cheap.yaml")
@@ -194,6 +203,7 @@ def test_what_is_asked_of_a_finished_study_in_vain(
         ("theta: 2", "theta: 4", "search: theta: got 4, allowed: fewer than epochs, 4"),
         ("train: 96", "train: 9999", "data.train: got 9999"),
         ("seed: 0", "pool: {size: 10}", "pool: unknown key"),
+        ("seed: 0", "pin: {ema: true}", "pin: ema: FP-NAS searches architectures; say it in training"),
         ("seed: 0", "resolution: 0", "resolution: 0: Input should be greater than or equal to 1"),
         ("space: small.yaml", "space: fbnetv3_28", "budget cheap: target flops: 20000; the cheapest of fbnetv3_28 has"),
     ],
