@@ -167,7 +167,7 @@ WRONG_CONFIG = {
     "type": ("candidates: many\n", "candidates: 'many': Input should be a valid integer"),
     "predictor value": ("predictor: {hidden: 0}\n", "predictor hidden: 0; allowed: at least 1"),
     "evolution mode": ("evolution: {mode: fast}\n", "evolution mode 'fast'; allowed: default, paper"),
-    "pool budget": ("pool: {budget: {flop: 3}}\n", "pool.budget: {'flop': 3}: budget: unknown cost 'flop'"),
+    "pool budget": ("pool: {budget: {flop: 3}}\n", "pool.budget: budget: unknown cost 'flop'"),
     "impossible budget": ("pool: {budget: {flops: 1:2}}\n", "budget pool.budget: fbnetv3_28: "),
     "batch": (
         "training: {batch_size: 99}\ndata: {name: digits, train: 50}\n",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pynas.cluster import training
+from pynas.cluster import join, training
 from pynas.cluster.training import Training
 from pynas.data.config import DataConfig
 from pynas.errors import PynasError
@@ -81,7 +81,7 @@ def test_only_a_training_that_gets_on_requeues_itself(
     calls: list[Callable[[], str]] = []
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setattr(training, "train_models", stop)
-    monkeypatch.setattr(training, "requeue", lambda: calls.append(stop) or "job 12 is requeued")
+    monkeypatch.setattr(join, "requeue", lambda: calls.append(stop) or "job 12 is requeued")
     asked = Training([], DataConfig(name="digits"), tmp_path, None, {}, 0, None, two_step=False)
     with pytest.raises(
         Stopped if steps_made else PynasError, match="stopped by" if steps_made else "ask for more time"

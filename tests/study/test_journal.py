@@ -142,8 +142,16 @@ def test_a_stale_lock_of_optunas_does_not_hold_up(tmp_path):
     assert not debris.is_symlink()
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """As Python has it, also where a shell's background job has made the tests deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("call", ["symlink", "fsync", "rename", "unlink"])
-def test_ctrl_c_in_the_middle_of_a_write_waits_for_its_end(tmp_path, monkeypatch, call):
+def test_ctrl_c_in_the_middle_of_a_write_waits_for_its_end(tmp_path, monkeypatch, call, hears_ctrl_c):
     directory = written(tmp_path / "study")
     real, calls = getattr(os, call), []
 
