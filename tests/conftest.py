@@ -8,7 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+# The same examples in every run: a failure is somebody's change, and can be looked into.
+hypothesis.settings.register_profile("the same examples", derandomize=True)
+hypothesis.settings.load_profile("the same examples")
 
 # Modules of a minute and more. They begin first, so that no test process is left alone with one of them in the end.
 LONG = (
@@ -22,6 +27,9 @@ LONG = (
     "nars/test_recipe_only.py",
     "slurm/test_slurm_search.py",
     "slurm/test_slurm_ranks.py",
+    "slurm/test_slurm_supernet.py",
+    "fpnas/test_fpnas_study.py",
+    "mpi/test_mpi_supernet.py",
 )
 
 

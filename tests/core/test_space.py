@@ -117,6 +117,7 @@ def test_tables_equal_blocks_and_the_rule_by_hand(declared, seed):
         space = table.compile(resolution)
     except ValueError as error:
         assume("smaller than the kernel" not in str(error))
+        assume("too many joint choices" not in str(error))
         raise
     genomes = random_genomes(space, 20, seed=seed)
     costs = space.costs(genomes, 1)
