@@ -41,7 +41,7 @@ def most_probable(
     result = RunDirectory(directory.searches / name).read_result()
     if result is None:
         raise PynasError(f"{path}: search {name} is not finished yet; finish it first: pynas search STUDY.yaml")
-    space = open_space(directory.space, config)
+    space = open_space(directory.space, config, config.final_data)  # as winners are: the search may have fewer classes
     distribution = Distribution.from_dict(space, result["distribution"]).networks()
     bounds, count = budget or Budget(), top
     while True:

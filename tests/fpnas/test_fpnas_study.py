@@ -287,3 +287,5 @@ def test_a_search_on_some_classes_trains_its_winner_on_all(tmp_path: Path) -> No
     assert results["winners"]["cheap"]["costs"] == architecture.cost()
     assert results["searches"]["cheap"]["costs"]["params"] < architecture.cost()["params"]
     assert results["winners"]["cheap"]["final"]["accuracy"] is not None
+    near = json.loads(run_pynas("sample", str(tmp_path / "directory"), "--json").stdout)["answers"][0]
+    assert near["costs"] == architecture.cost()
