@@ -24,7 +24,8 @@ class Dimension:
 
     `values` are its choices in order; None is a continuous range, whose points are from 0 to 1 already. `ordered` says
     that the choices are a range; where they are numbers, `log` places them by their logarithm. Variables of one `kind`
-    mean the same at different places, such as the kernel sizes of different stages; "" is a kind of its own.
+    mean the same at different places, such as the kernel sizes of different stages; "" is a kind of its own. `recipe`
+    tells variables of the training from those of the architecture, which come first.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Dimension:
     ordered: bool = False
     kind: str = ""
     log: bool = False
+    recipe: bool = False
 
     @property
     def positions(self) -> NDArray[np.float64] | None:
@@ -58,11 +60,13 @@ class Domain:
     @classmethod
     def of(cls, space: Space) -> Domain:
         """Of a table's space. Its statistics are FLOPs and parameters, where it describes networks and they differ."""
-        dimensions = tuple(
-            Dimension(v.name, v.values, v.kind == "range", kind=_column(v.name) if v.group == "architecture" else "")
-            for v in space.variables
-        )
-        return cls(dimensions, STATISTICS if space.architecture_features else ())
+        dimensions = []
+        for variable in space.variables:
+            recipe = variable.group == "recipe"
+            kind = "" if recipe else _column(variable.name)
+            ordered = variable.kind == "range"
+            dimensions.append(Dimension(variable.name, variable.values, ordered, kind, recipe=recipe))
+        return cls(tuple(dimensions), STATISTICS if space.architecture_features else ())
 
     def batch(self, points: NDArray[Any], costs: Mapping[str, NDArray[Any]] | None = None) -> Batch:
         """Candidates with their statistics, the logarithms of the costs of that name.

@@ -95,41 +95,47 @@ def _matern(square: Matrix) -> tuple[Matrix, Matrix]:
 class Evidence:
     """The log posterior density of hyperparameters given labels, up to a constant, and its gradient.
 
-    `variance` is what is known of each label's own noise, beside the common one that is tuned.
+    `variance` is what is known of each label's own noise, beside the common one that is tuned. Symmetric matrices are
+    kept as the vectors of their lower triangles, one after another, so that sums over groups are products.
     """
 
     def __init__(self, features: Features, labels: Matrix, variance: Matrix, start: Hyperparameters) -> None:
         self.labels, self.variance, self.start = labels, variance, start
-        self.grams = [group @ group.T for group in _linear(features)]
+        self.lower = np.tril_indices(len(labels))
+        self.diagonal = self.lower[0] == self.lower[1]
+        self.twice = np.where(self.diagonal, 1.0, 2.0)  # how often an entry stands in the whole matrix
         lengths = features.lengths if start.lengths else ()
-        self.squares = [_square_distances(group, group) for group in lengths]
+        self.grams = self._packed([group @ group.T for group in _linear(features)])
+        self.squares = self._packed([_square_distances(group, group) for group in lengths])
+
+    def _packed(self, matrices: list[Matrix]) -> Matrix:
+        return np.array([matrix[self.lower] for matrix in matrices]).reshape(len(matrices), len(self.twice))
 
     def __call__(self, vector: Matrix) -> tuple[float, Matrix]:
-        from scipy.linalg import cho_solve, cholesky
-        from scipy.linalg.lapack import dpotri
+        from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
 
         at = self.start.replaced(vector)
-        parts = [variance * gram for variance, gram in zip(at.variances, self.grams, strict=True)]
-        covariance = CONSTANT + sum(parts, np.zeros((len(self.labels),) * 2))
-        slopes: list[Matrix] = []
+        packed = at.variances @ self.grams + CONSTANT
         if at.lengths:
-            scaled = [square / length**2 for square, length in zip(self.squares, at.length_scales, strict=True)]
-            matern, slope = _matern(sum(scaled[1:], scaled[0]))
-            parts.append(at.matern * matern)
-            covariance += parts[-1]
-            slope = (5 / 3 * at.matern) * slope
-            slopes = [slope * one for one in scaled]
-        covariance[np.diag_indices_from(covariance)] += at.noise + self.variance
-        factor = cholesky(covariance, lower=True, check_finite=False)
-        alpha = cho_solve((factor, True), self.labels, check_finite=False)
-        inverse, _ = dpotri(factor, lower=True)
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        pull = np.outer(alpha, alpha) - inverse
-        gradient = [0.5 * np.vdot(pull, part) for part in (*parts, *slopes)]
-        gradient.append(0.5 * at.noise * np.trace(pull))
-        away = vector - self.start.vector
-        value = -0.5 * self.labels @ alpha - np.log(np.diag(factor)).sum() - 0.5 * (away**2).sum() / _SPREAD**2
-        return float(value), np.array(gradient) - away / _SPREAD**2
+            matern, slope = _matern(at.length_scales**-2.0 @ self.squares)
+            packed += at.matern * matern
+        packed[self.diagonal] += at.noise + self.variance
+        covariance = np.zeros((len(self.labels),) * 2, order="F")
+        covariance[self.lower] = packed
+        factor, failed = dpotrf(covariance, lower=1, overwrite_a=1)
+        if failed:  # variances of 1e5 beside a noise of 1e-5 can be too much; the climb turns back
+            return -np.inf, np.zeros(len(vector))
+        alpha, _ = dpotrs(factor, self.labels, lower=1)
+        value = -0.5 * self.labels @ alpha - np.log(np.diag(factor)).sum()
+        inverse, _ = dpotri(factor, lower=1, overwrite_c=1)
+        pull = (alpha[self.lower[0]] * alpha[self.lower[1]] - inverse[self.lower]) * (0.5 * self.twice)
+        gradient = [at.variances * (self.grams @ pull)]
+        if at.lengths:
+            by_length = (5 / 3 * at.matern) * at.length_scales**-2.0 * (self.squares @ (pull * slope))
+            gradient += [[at.matern * (pull @ matern)], by_length]
+        gradient.append([at.noise * pull[self.diagonal].sum()])
+        away = (vector - self.start.vector) / _SPREAD
+        return float(value - 0.5 * away @ away), np.concatenate(gradient) - away / _SPREAD
 
     def climb(self, begin: Hyperparameters, steps: int) -> Hyperparameters:
         from scipy.optimize import minimize

@@ -12,7 +12,8 @@ import pynas
 from pynas.errors import PynasError
 from pynas.nars.pool import make_pool
 from pynas.predict.baselines import fit_ridge, ridge_features
-from pynas.predict.fit import _TwoHeadedMLP, cross_validate, fit_accuracy, pretrain
+from pynas.predict.fit import cross_validate, fit_accuracy, pretrain
+from pynas.predict.mlp import TwoHeadedMLP
 from pynas.predict.predictor import Predictor
 from pynas.predict.ranking import kendall_tau, spearman_rho
 from pynas.predict.settings import PredictorSettings
@@ -40,7 +41,7 @@ def accuracies(genomes: np.ndarray) -> np.ndarray:
 
 def test_the_core_scores_as_torch_does(genomes: np.ndarray) -> None:
     torch.manual_seed(0)
-    model = _TwoHeadedMLP(SPACE.architecture_features, SPACE.recipe_features, PredictorSettings())
+    model = TwoHeadedMLP(SPACE.architecture_features, SPACE.recipe_features, PredictorSettings())
     predictor = Predictor(SPACE.fingerprint, model.arrays(), np.array([0.8, 0.05]), np.zeros((2, 2)))
     expected = model.accuracy(torch.from_numpy(SPACE.features(genomes))).detach().numpy() * 0.05 + 0.8
     assert np.allclose(predictor.score(SPACE, genomes), expected, atol=1e-6)

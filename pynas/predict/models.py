@@ -1,0 +1,237 @@
+"""Models of accuracy behind one interface: the paper's MLP, ridge, an evidence-tuned linear model, a Gaussian process.
+
+`fit_model` fits one to labelled candidates of a domain; all predict batches of the same domain, and any can be distilled
+into the arrays that the compiled core scores.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pynas.errors import PynasError
+from pynas.predict.domain import Batch, Domain
+from pynas.predict.encoding import Encoding
+from pynas.predict.gaussian_process import GaussianProcess, Hyperparameters
+from pynas.predict.labels import LabelWarp
+from pynas.predict.settings import PredictorSettings
+
+if TYPE_CHECKING:
+    from pynas.predict.distill import Distilled
+    from pynas.space.space import Space
+
+Vector = NDArray[np.float64]
+
+
+class AccuracyModel(ABC):
+    """A fitted model of accuracy on a domain."""
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> tuple[Vector, Vector]:
+        """Mean and standard deviation of the accuracy: float64 ``(n,)`` each.
+
+        The deviation is that of the noiseless accuracy; NaN from models that know none.
+        """
+
+    def mean(self, batch: Batch) -> Vector:
+        """The first part of `predict`, quicker where the second costs time."""
+        return self.predict(batch)[0]
+
+    def distill(self, space: Space, *, genomes: NDArray[np.uint8] | None = None, seed: int = 0) -> Distilled:
+        """The arrays that the compiled core scores, fitted to what this model says; see `distill.distill`."""
+        from pynas.predict.distill import distill
+
+        return distill(self, space, genomes=genomes, seed=seed)
+
+
+class ProcessModel(AccuracyModel):
+    """A Gaussian process on warped labels, or its linear part alone."""
+
+    def __init__(self, encoding: Encoding, warp: LabelWarp, process: GaussianProcess) -> None:
+        super().__init__(encoding.domain)
+        self.encoding, self.warp, self.process = encoding, warp, process
+
+    def predict(self, batch: Batch) -> tuple[Vector, Vector]:
+        mean, deviation = self.posterior(batch)
+        inverse = self.warp.inverse
+        return inverse(mean), (inverse(mean + deviation) - inverse(mean - deviation)) / 2
+
+    def mean(self, batch: Batch) -> Vector:
+        return self.warp.inverse(self.process.predict(self.encoding(batch), deviation=False)[0])
+
+    def posterior(self, batch: Batch) -> tuple[Vector, Vector]:
+        """Mean and standard deviation of the warped accuracy, in which the posterior is normal: ``(n,)`` each."""
+        return self.process.predict(self.encoding(batch))
+
+    def believing(self, pending: Batch) -> ProcessModel:
+        """As if pending candidates had come out as expected; see `GaussianProcess.believing`."""
+        return ProcessModel(self.encoding, self.warp, self.process.believing(self.encoding(pending)))
+
+
+class RidgeModel(AccuracyModel):
+    """Ridge regression on one-hot features and statistics, its penalty by leave-one-out (scikit-learn)."""
+
+    def __init__(self, encoding: Encoding, batch: Batch, labels: Vector) -> None:
+        from sklearn.linear_model import RidgeCV
+
+        super().__init__(encoding.domain)
+        self.encoding = encoding
+        self._ridge = RidgeCV(_ALPHAS).fit(self._inputs(batch), labels) if len(labels) > 1 else None
+        self._only = float(labels[0])
+
+    def _inputs(self, batch: Batch) -> NDArray[np.float64]:
+        features = self.encoding(batch)
+        return np.concatenate([features.one_hot, features.statistics], axis=1)
+
+    def predict(self, batch: Batch) -> tuple[Vector, Vector]:
+        unknown = np.full(len(batch), np.nan)
+        if self._ridge is None:
+            return np.full(len(batch), self._only), unknown
+        return self._ridge.predict(self._inputs(batch)), unknown
+
+
+class MLPModel(AccuracyModel):
+    """The paper's predictor, its embedding pretrained on the statistics of unlabelled candidates or not."""
+
+    def __init__(
+        self,
+        domain: Domain,
+        unlabelled: Batch | None,
+        batch: Batch,
+        labels: Vector,
+        settings: PredictorSettings,
+        seed: int,
+    ) -> None:
+        from pynas.predict.mlp import fit_accuracies, fit_statistics
+        from pynas.randomness import generator
+
+        super().__init__(domain)
+        self._width = sum(_feature_count(domain, index) for index in _order(domain, recipe=False))
+        shared: dict[str, Any] = {"architecture_features": self._width, "settings": settings, "seed": seed}
+        pretrained = None
+        if unlabelled is not None and domain.statistics and self._width:
+            inputs = mlp_features(domain, unlabelled)
+            rng = generator(seed, "pretrain")
+            pretrained, _ = fit_statistics(inputs, labels=np.exp(unlabelled.statistics), rng=rng, **shared)
+        self._weights, scale = fit_accuracies(
+            mlp_features(domain, batch), accuracies=labels, pretrained=pretrained, **shared
+        )
+        self._mean, self._scale = map(float, scale)
+
+    def predict(self, batch: Batch) -> tuple[Vector, Vector]:
+        from pynas.predict.mlp import accuracy_head
+
+        standardised = accuracy_head(self._weights, mlp_features(self.domain, batch), self._width)
+        return standardised * self._scale + self._mean, np.full(len(batch), np.nan)
+
+
+_ALPHAS = np.logspace(-3, 4, 15)
+
+
+def _order(domain: Domain, *, recipe: bool) -> list[int]:
+    return [i for i, dimension in enumerate(domain.dimensions) if dimension.recipe == recipe]
+
+
+def _feature_count(domain: Domain, index: int) -> int:
+    dimension = domain.dimensions[index]
+    return 1 if dimension.values is None or dimension.ordered else len(dimension.values)
+
+
+def mlp_features(domain: Domain, batch: Batch) -> NDArray[np.float32]:
+    """The paper's encoding (section 3.1): one-hot for lists, min-max for ranges, the architecture's before the recipe's.
+
+    float32 ``(n, features)``; of a `Space` the same as `Space.features`.
+    """
+    columns = [np.empty((len(batch), 0))]
+    for index in (*_order(domain, recipe=False), *_order(domain, recipe=True)):
+        dimension, column = domain.dimensions[index], batch.points[:, index]
+        if dimension.values is None:
+            columns.append(column[:, None])
+        elif (positions := dimension.positions) is not None:
+            columns.append(positions[column.astype(np.intp)][:, None])
+        else:
+            columns.append(np.eye(len(dimension.values))[column.astype(np.intp)])
+    return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def _fit_process(matern: bool) -> Callable[..., AccuracyModel]:
+    def fit(
+        domain: Domain,
+        unlabelled: Batch,
+        batch: Batch,
+        labels: Vector,
+        *,
+        variance: Vector | None = None,
+        begin: Hyperparameters | None = None,
+        seed: int = 0,
+        **_: Any,
+    ) -> AccuracyModel:
+        encoding = Encoding(domain, unlabelled)
+        warp = LabelWarp.fit(labels)
+        own = None if variance is None else variance * warp.slope**2
+        shared: dict[str, Any] = {"variance": own, "matern": matern, "begin": begin, "seed": seed}
+        return ProcessModel(encoding, warp, GaussianProcess.fit(encoding(batch), warp(labels), **shared))
+
+    return fit
+
+
+def _fit_ridge(domain: Domain, unlabelled: Batch, batch: Batch, labels: Vector, **_: Any) -> AccuracyModel:
+    return RidgeModel(Encoding(domain, unlabelled), batch, labels)
+
+
+def _fit_mlp(pretrained: bool) -> Callable[..., AccuracyModel]:
+    def fit(
+        domain: Domain,
+        unlabelled: Batch,
+        batch: Batch,
+        labels: Vector,
+        *,
+        settings: PredictorSettings | None = None,
+        seed: int = 0,
+        **_: Any,
+    ) -> AccuracyModel:
+        pool = unlabelled if pretrained else None
+        return MLPModel(domain, pool, batch, labels, settings or PredictorSettings(), seed)
+
+    return fit
+
+
+MODELS: dict[str, Callable[..., AccuracyModel]] = {
+    "gaussian_process": _fit_process(matern=True),
+    "linear": _fit_process(matern=False),
+    "ridge": _fit_ridge,
+    "mlp": _fit_mlp(pretrained=False),
+    "pretrained_mlp": _fit_mlp(pretrained=True),
+}
+"""Kinds of models by name."""
+
+
+def fit_model(
+    kind: str, domain: Domain, unlabelled: Batch, batch: Batch, accuracies: NDArray[Any], **settings: Any
+) -> AccuracyModel:
+    """A model of `kind` (one of `MODELS`) fitted to the accuracies of a batch.
+
+    `unlabelled` are some hundreds or thousands of candidates as they are to be predicted: features are standardised over
+    them, and a pretrained MLP learns their statistics. `accuracies` is ``(n,)``; NaN is that of a failed training,
+    which counts as the lowest accuracy measured. `settings`: `seed`; `variance`, what is known of each label's own
+    noise, and `begin`, hyperparameters to go on from (processes); `settings`, PredictorSettings (MLPs).
+
+    Raises PynasError for an unknown kind, for accuracies of another shape and where none is measured.
+    """
+    if kind not in MODELS:
+        raise PynasError(f"model {kind!r}; allowed: {', '.join(MODELS)}")
+    labels = np.array(accuracies, np.float64)
+    if labels.shape != (len(batch),):
+        raise PynasError(f"accuracies of shape {labels.shape}; allowed: ({len(batch)},), one a candidate")
+    measured = np.isfinite(labels)
+    if not measured.any():
+        raise PynasError(f"{len(labels)} accuracies, none of them a finite number; a model needs at least one")
+    labels[~measured] = labels[measured].min()
+    return MODELS[kind](domain, unlabelled, batch, labels, **settings)
