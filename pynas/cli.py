@@ -185,29 +185,39 @@ def evolve(
     budget: BudgetOption = None,
     mode: Annotated[str | None, typer.Option(help="default, or paper for Algorithm 1 to the letter.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    train: Annotated[
+        int, typer.Option(min=0, help="Train so many of the best before answering; 0: answer untrained, at once.")
+    ] = 3,
     top: Annotated[int, typer.Option(min=1, help="How many candidates to print.")] = 1,
+    executor: Annotated[
+        str | None, typer.Option(metavar="KIND", help="local or slurm, whatever the study says.")
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Answer for a new budget from a study's predictor, at once and without training."""
+    """Answer for a new budget from a study's predictor; the best few are trained before, as the search's were."""
     from pynas.nars.answers import evolve_study
     from pynas.search.results import plain
     from pynas.space.budget import Budget, format_amount
+    from pynas.watch import Watch
 
     bounds = Budget.parse(*(budget or []))
-    space, result = evolve_study(study, bounds, mode=mode, seed=seed)
-    answers = []
-    for i in range(min(top, len(result.genomes))):
-        architecture, recipe = space.decode(result.genomes[i])
-        costs = {name: int(values[i]) for name, values in result.costs.items()}
-        answers.append({"predicted": float(result.scores[i]), "genome": result.genomes[i], "costs": costs})
-        answers[-1] |= {"architecture": architecture, "recipe": recipe}
-        if not json_:
-            print(f"predicted {100 * float(result.scores[i]):.2f}% at the early-stop epoch, not trained", end="; ")
-            print(f"{format_amount(costs['flops'])} FLOPs, {format_amount(costs['params'])} params ({bounds})")
-            print(f"{architecture}\n{recipe}\n")
+    try:
+        with Watch() as watch:
+            shared: dict[str, Any] = {"mode": mode, "seed": seed, "train": train, "executor": executor}
+            found = evolve_study(study, bounds, listener=watch, **shared)
+    except KeyboardInterrupt:
+        print("\nstopped; give the same command again to go on", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
+    answers = found.answers[:top]
     if json_:
-        value = {"budget": bounds.to_dict(), "answers": answers, "evaluations": result.evaluations}
-        _print_json(plain(value | {"history": result.history}))
+        value = {"budget": bounds.to_dict(), "answers": answers, "evaluations": found.evolution.evaluations}
+        _print_json(plain(value | {"history": found.evolution.history}))
+        return
+    for answer in answers:
+        architecture, recipe = found.decode(answer)
+        costs = answer["costs"]
+        print(f"{_describe_answer(answer)}; {format_amount(costs['flops'])} FLOPs, ", end="")
+        print(f"{format_amount(costs['params'])} params ({bounds})\n{architecture}\n{recipe}\n")
 
 
 @app.command()
@@ -557,6 +567,15 @@ def _draw_curve(run: Path) -> str | None:
     return str(directory.curve)
 
 
+def _describe_answer(answer: dict[str, Any]) -> str:
+    predicted = "" if answer["predicted"] is None else f"predicted {100 * answer['predicted']:.2f}%"
+    if (trained := answer["trained"]) is None:
+        return f"{predicted} at the early-stop epoch, not trained"
+    return f"trained: {100 * trained['accuracy']:.2f}% after {trained['epochs']} epochs" + (
+        predicted and f", {predicted}"
+    )
+
+
 def _describe_training(result: dict[str, Any]) -> str:
     text = f"validation {100 * result['accuracy']:.2f}%"
     if result["raw_accuracy"] != result["accuracy"]:
@@ -581,6 +600,8 @@ def _print_winners(results: dict[str, Any]) -> None:
     headings = {"name": "budget", "bounds": "bounds", "flops": "FLOPs", "params": "params", "predicted": "predicted %"}
     if results.get("method") == "fpnas":
         headings["predicted"] = "in the supernet %"
+    else:
+        headings["trained"] = "in the search %"
     headings |= {"accuracy": "validation %", "test": "test %"}
     headings |= {"baseline_accuracy": "random: validation %", "baseline_test": "random: test %"}
     table = Table(

@@ -1,8 +1,8 @@
 """Aimed selection: which candidates to train next, such that the best under each of several budgets is found soon.
 
 Each pick is for one budget, in turns, and takes the candidate within it whose accuracy is largest at some optimism,
-mean + kappa deviations, with kappa drawn anew from Exp(1): an upper confidence bound with a random weight. The last round
-takes kappa = 0. The answer under a budget is the best candidate that was trained.
+mean + kappa deviations, with kappa drawn anew from Exp(1): an upper confidence bound with a random weight. The last
+round takes kappa = 0. The answer under a budget is the best candidate that was trained.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ def first_picks(within: NDArray[np.bool_], m: int, *, seed: int, free: NDArray[n
     `within` is bool ``(budgets, n)``: which candidates each budget admits. A segment holds those that the same budgets
     admit; candidates of none are left out. `free` are those that may be picked, bool ``(n,)``.
     """
-    random = generator(seed, "first picks")
     admitted = within.any(axis=0) if free is None else within.any(axis=0) & free
+    order = generator(seed, "first picks").permutation(np.flatnonzero(admitted))
     # Budgets as the bits of a number: one a segment. Nested budgets have as many segments as there are of them.
     _, segments = np.unique(np.packbits(within, axis=0), axis=1, return_inverse=True)
-    order = random.permutation(np.flatnonzero(admitted))
-    rows = [order[segments.reshape(-1)[order] == segment] for segment in np.unique(segments.reshape(-1)[order])]
-    # The k-th of each segment before the k+1-th of any; segments of a rank in random order.
-    ranked = [(k, random.random(), int(index)) for row in rows for k, index in enumerate(row[:m])]
-    return [index for _, _, index in sorted(ranked)[:m]]
+    segments = segments.reshape(-1)[order]
+    rows = [order[segments == segment].tolist() for segment in np.unique(segments)]
+    chosen: list[int] = []
+    rank = 0
+    while len(chosen) < min(m, len(order)):
+        # One of each segment before the second of any, in random order: fewer picks are the first of more.
+        for segment in generator(seed, "segments", rank).permutation(len(rows)):
+            chosen += rows[segment][rank : rank + 1]
+        rank += 1
+    return chosen[:m]
 
 
 def aimed_picks(
@@ -50,8 +55,8 @@ def aimed_picks(
 
     `mean` and `deviation` are those of the candidates' accuracy, ``(n,)``, on the scale on which it is normal; `within`
     and `free` as in `first_picks`. `turn` counts the picks made before, in this search: it tells which budget is next,
-    and with `seed` what kappa is. A budget that admits no free candidate gives its turn to the next. `greedy` is for the
-    last round.
+    and with `seed` what kappa is. A budget that admits no free candidate gives its turn to the next. `greedy` is for
+    the last round.
     """
     free = np.ones(len(mean), np.bool_) if free is None else free.copy()
     chosen: list[int] = []

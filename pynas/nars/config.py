@@ -11,6 +11,9 @@ from pynas.predict.settings import PredictorSettings
 from pynas.search.config import Section, StudyConfig
 from pynas.space.budget import Budget
 
+SIZES = {"aimed": {"iterations": 8, "candidates": 8}, "paper": {"iterations": 4, "candidates": 48}}
+"""How many candidates a search trains where the study does not say."""
+
 
 class PoolConfig(Section):
     """The candidate pool of stage 1."""
@@ -47,11 +50,23 @@ class NARSConfig(StudyConfig):
     """Input size of `model` in pixels; None takes that of the images, or 224 for image files."""
 
     pool: PoolConfig = PoolConfig()
-    iterations: int = Field(4, ge=1)
-    """T, batches of candidates (section 4.1: 4; joint search: 5)."""
+    selection: Literal["aimed", "paper"] = "aimed"
+    """How candidates are chosen and budgets answered. aimed: by a Gaussian process, for each budget in turns, and the
+    best trained candidate is the answer. paper: by the MLP, one from each FLOP bin, and the answer is evolved."""
 
-    candidates: int = Field(48, ge=2)
-    """m, candidates of each iteration, one for each FLOP bin (section 4.1)."""
+    iterations: int = Field(SIZES["aimed"]["iterations"], ge=1)
+    """T, batches of candidates (aimed: 8; paper: 4, section 4.1, where joint search has 5)."""
+
+    candidates: int = Field(SIZES["aimed"]["candidates"], ge=2)
+    """m, candidates of each iteration (aimed: 8; paper: 48, one for each FLOP bin, section 4.1)."""
+
+    caps: int | None = Field(None, ge=1)
+    """aimed: aim at so many FLOP caps, spread over the pool's range, in place of the budgets: for budgets that are to
+    be named after the search."""
+
+    asynchronous: bool = False
+    """aimed: choose the next candidate whenever a worker is free, rather than in batches; no worker waits for another
+    then, but what is chosen depends on which training ends first."""
 
     early_stop: float = Field(0.92, gt=0, le=1)
     """Rank correlation with the final accuracy at which candidates stop after the first iteration (section 3.3)."""
@@ -61,6 +76,18 @@ class NARSConfig(StudyConfig):
 
     predictor: PredictorSettings = PredictorSettings()
     evolution: EvolutionSettings = EvolutionSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes(cls, values: Any) -> Any:
+        return SIZES.get(str(values.get("selection")), {}) | values if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _of_aimed_selection(self) -> NARSConfig:
+        for name in ("caps", "asynchronous"):
+            if self.selection != "aimed" and getattr(self, name):
+                raise ValueError(f"{name}: {getattr(self, name)!r}; allowed with selection: aimed alone")
+        return self
 
     @model_validator(mode="after")
     def _one_network(self) -> NARSConfig:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pynas.nars.evolve import EvolutionResult
 from pynas.space.budget import Budget
 from pynas.space.space import Space
 from pynas.study.trials import Trial
@@ -20,15 +19,31 @@ def inherited(trials: Sequence[Trial], epoch: int) -> NDArray[np.uint8] | None:
     return np.array([trial.genome for trial in ranked], np.uint8) if ranked else None
 
 
-def answer(space: Space, result: EvolutionResult, budget: Budget, model: str | None = None) -> dict[str, Any]:
-    """The best candidate of an evolution as plain values; `model` names the network where no table describes it."""
-    architecture, recipe = space.decode(result.genomes[0])
+def answer(
+    space: Space,
+    genome: NDArray[np.uint8],
+    budget: Budget,
+    *,
+    predicted: float | None,
+    trained: dict[str, Any] | None = None,
+    model: str | None = None,
+) -> dict[str, Any]:
+    """An answer as plain values. `trained`: key, epochs and accuracy of its training, None of one that was not trained;
+    `predicted`: what the predictor says of it; `model` names the network where no table describes it.
+    """
+    architecture, recipe = space.decode(genome)
     return {
         "budget": budget.to_dict(),
-        "genome": result.genomes[0].tolist(),
-        "predicted": float(result.scores[0]),
-        "costs": {name: int(cost[0]) for name, cost in result.costs.items()},
+        "genome": genome.tolist(),
+        "predicted": predicted,
+        "trained": trained,
+        "costs": {name: int(cost[0]) for name, cost in space.costs(genome[None]).items()},
         "architecture": None if model else architecture.to_dict(),
         "model": model,
         "recipe": recipe and recipe.to_dict(),
     }
+
+
+def training_of(trial: Trial, epoch: int) -> dict[str, Any]:
+    """What an answer tells of its training: accuracy at the epoch at which the study compares candidates."""
+    return {"key": trial.key, "epochs": epoch, "accuracy": trial.curve[epoch - 1]}

@@ -31,7 +31,7 @@ _LOWEST = 0.01  # quantile of what the model says below which it does not matter
 
 @dataclass(frozen=True)
 class Distilled:
-    """`predictor` is what the core scores; `kendall_tau` its rank agreement with the model on genomes not learnt from."""
+    """`predictor` is what the core scores, `kendall_tau` its agreement with the model on genomes not learnt from."""
 
     predictor: Predictor
     kendall_tau: float

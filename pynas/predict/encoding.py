@@ -33,12 +33,13 @@ class Features:
         return len(self.one_hot)
 
     def __getitem__(self, rows: slice | NDArray[np.intp]) -> Features:
-        return Features(*(group[rows] for group in self.linear), tuple(group[rows] for group in self.lengths))
+        one_hot, statistics, sums = (group[rows] for group in self.linear)
+        return Features(one_hot, statistics, sums, tuple(group[rows] for group in self.lengths))
 
     def join(self, other: Features) -> Features:
-        pairs = zip(self.linear, other.linear, strict=True)
+        one_hot, statistics, sums = map(np.concatenate, zip(self.linear, other.linear, strict=True))
         lengths = zip(self.lengths, other.lengths, strict=True)
-        return Features(*(np.concatenate(pair) for pair in pairs), tuple(np.concatenate(pair) for pair in lengths))
+        return Features(one_hot, statistics, sums, tuple(map(np.concatenate, lengths)))
 
 
 class Encoding:
@@ -58,7 +59,8 @@ class Encoding:
 
     def __call__(self, batch: Batch) -> Features:
         groups = [scale(group) for scale, group in zip(self._scales, self._raw(batch), strict=True)]
-        return Features(*groups[:3], tuple(group for group in groups[3:] if group.shape[1]))
+        one_hot, statistics, sums, *lengths = groups
+        return Features(one_hot, statistics, sums, tuple(group for group in lengths if group.shape[1]))
 
     def _raw(self, batch: Batch) -> list[NDArray[np.float64]]:
         columns = batch.points.T

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pynas.predict.baselines import fit_ridge, ridge_features
 from pynas.predict.mlp import fit_accuracies, fit_statistics
 from pynas.predict.predictor import PROXIES, Predictor
 from pynas.predict.ranking import kendall_tau
@@ -27,18 +26,6 @@ class PretrainFit:
     kendall_tau: dict[str, float]
     measured: dict[str, list[float]]  # of the first few hundred held-out genomes, for plots
     predicted: dict[str, list[float]]
-
-
-@dataclass(frozen=True)
-class CrossValidation:
-    """Out-of-fold Kendall tau with the measured accuracies, of the MLP and of ridge regression."""
-
-    labels: int
-    mlp: float
-    ridge: float
-    measured: list[float]
-    mlp_predicted: list[float]
-    ridge_predicted: list[float]
 
 
 def pretrain(
@@ -115,32 +102,3 @@ def fit_accuracy(
         pretrained=pretrained.weights,
     )
     return Predictor(space.fingerprint, weights, scale, pretrained.proxy_scale)
-
-
-def cross_validate(
-    pretrained: Predictor,
-    space: Space,
-    genomes: NDArray[np.uint8],
-    accuracies: NDArray[np.float64],
-    settings: PredictorSettings,
-    *,
-    seed: int,
-) -> CrossValidation:
-    """Out-of-fold predictions of the MLP and of ridge regression, and their rank correlation with what was measured."""
-    folds = min(settings.folds, len(genomes))
-    order = generator(seed, "cross_validate").permutation(len(genomes))
-    mlp, ridge = np.full(len(genomes), np.nan), np.full(len(genomes), np.nan)
-    for held_out in np.array_split(order, folds):
-        kept = np.setdiff1d(order, held_out)
-        fitted = fit_accuracy(pretrained, space, genomes[kept], accuracies[kept], settings, seed=seed)
-        mlp[held_out] = fitted.score(space, genomes[held_out])
-        baseline = fit_ridge(space, genomes[kept], accuracies[kept])
-        ridge[held_out] = baseline.predict(ridge_features(space, genomes[held_out]))
-    return CrossValidation(
-        len(genomes),
-        kendall_tau(mlp, accuracies),
-        kendall_tau(ridge, accuracies),
-        accuracies.tolist(),
-        mlp.tolist(),
-        ridge.tolist(),
-    )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pynas.predict.settings import PredictorSettings
 from pynas.randomness import derive_seed, generator
 
+
 class TwoHeadedMLP(nn.Module):
     """Fig. 3 of the paper."""
 

@@ -57,11 +57,15 @@ def accuracy_against_flops(trials: Sequence[Trial], at_epoch: int) -> go.Figure:
     return figure
 
 
+MODEL_NAMES = {"mlp": "MLP", "ridge": "ridge", "gaussian_process": "Gaussian process"}
+
+
 def predicted_against_measured(cross_validation: Mapping[str, Any]) -> go.Figure:
-    """Out-of-fold predictions of the MLP and of ridge regression against what was measured."""
+    """Out-of-fold predictions of each model against what was measured."""
     figure = new_figure("measured accuracy (%)", "predicted out of fold (%)")
     measured = 100 * np.array(cross_validation["measured"])
-    for name, key in (("MLP", "mlp"), ("ridge", "ridge")):
+    for key in cross_validation.get("models", ("mlp", "ridge")):
+        name = MODEL_NAMES.get(key, key)
         figure.add_scatter(
             x=measured,
             y=100 * np.array(cross_validation[f"{key}_predicted"]),

@@ -22,11 +22,13 @@ def winner_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
     for name, winner in results.get("winners", {}).items():
         final, baseline = winner.get("final") or {}, winner.get("baseline") or {}
+        trained = winner.get("trained") or {}
         rows.append(
             {
                 "name": name,
                 "bounds": str(Budget.of(winner["budget"])),
                 "predicted": percent(winner["predicted"]),
+                "trained": percent(trained["accuracy"]) if trained else "not trained",
                 "accuracy": percent(final.get("accuracy")),
                 "test": percent(final.get("test_accuracy")),
                 "flops": format_amount(winner["costs"]["flops"]),

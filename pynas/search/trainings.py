@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from pynas.data.config import DataConfig
 from pynas.errors import SearchStopped
 from pynas.listener import Listener
 from pynas.nets.load import ModelSpec
-from pynas.runtime.executor import Done, Executor, Failed, Progress, Started
+from pynas.runtime.executor import Done, Event, Executor, Failed, Progress, Started
 from pynas.space.architecture import Recipe
 from pynas.space.space import Space
 from pynas.space.table import Variable
@@ -53,57 +53,92 @@ def train(
     max_failed: float,
     recipe: Recipe | None = None,
     test: bool = False,
+    more: Callable[[int], Sequence[Trial]] | None = None,
+    total: int | None = None,
 ) -> list[Trial]:
-    """Train what is not finished yet; returns all `trials` as they stand then, in the order given.
+    """Train what is not finished yet; returns all trials as they stand then, in the order given.
 
     Results on disk from a driver that died are taken in, not trained again. A failed candidate stays a failed trial;
     raises SearchStopped once more than the share `max_failed` of the trials has failed. recipe: in place of those that
-    genomes decode to.
+    genomes decode to. more: called with the number of free slots whenever there are some, for further trials, recorded
+    ones; it is asked no more once it gives none. total: how many trials there will be, `trials` alone where not given.
     """
-    # The key is unique in the directory of tasks, where the studies of the journal share one room.
-    folder = {f"{study.name}/{trial.key}": trial.key for trial in trials}
-    goal = {trial.key: trial.epochs for trial in trials}
-    done = {trial.key: trial.epochs if trial.finished else 0 for trial in trials}
-    best = max((t.accuracy for t in trials if t.accuracy is not None), default=None)
-    listener.begin(label, sum(goal.values()))
+    keys: dict[str, str] = {}  # by task; unique in the directory of tasks, where the studies of a journal share a room
+    goal: dict[str, int] = {}
+    done: dict[str, int] = {}
+    flying: set[str] = set()
+    best: float | None = None
+    count = total or len(trials)
 
     def show() -> None:
         finished = sum(study.trial(key).finished for key in goal)
-        note = f"{finished}/{len(goal)} candidates" + ("" if best is None else f", best {100 * best:.1f}%")
+        note = f"{finished}/{count} candidates" + ("" if best is None else f", best {100 * best:.1f}%")
         listener.advance(label, sum(done.values()), note)
 
-    try:
-        show()
-        for task, key in folder.items():
-            if not (trial := study.trial(key)).finished:
+    def submit(new: Sequence[Trial]) -> None:
+        nonlocal best
+        for trial in new:
+            task = f"{study.name}/{trial.key}"
+            keys[task], goal[trial.key] = trial.key, trial.epochs
+            done[trial.key] = trial.epochs if trial.finished else 0
+            if trial.accuracy is not None:
+                best = max(trial.accuracy, best or 0.0)
+            if not trial.finished:
+                flying.add(trial.key)
                 executor.submit(task, TRAIN, _payload(space, trial, data, training, recipe, model, test))
-        for event in executor.outcomes():
-            key = folder[event.key]
-            bar = f"  candidate {key}"
-            match event:
-                case Started():
-                    study.start(key)
-                    listener.begin(bar, goal[key])
-                case Progress(value=value):
-                    study.progress(key, value["epoch"], value["accuracy"])
-                    done[key] = value["epoch"]
-                    listener.advance(bar, value["epoch"], f"{100 * value['accuracy']:.1f}%")
-                case Done(value=result):
-                    trial = study.finish(key, result)
-                    done[key] = goal[key]
-                    best = max(result["accuracy"], best or 0.0)
-                    listener.end(bar)
-                case Failed(reason=reason):
-                    study.fail(key, reason)
-                    done[key] = goal[key]
-                    listener.end(bar)
-                    listener.say(f"candidate {key} failed: {reason}")
-                    _check_failures([study.trial(k) for k in goal], max_failed, label)
-            show()
+
+    def take_in(event: Event) -> None:
+        nonlocal best
+        key = keys[event.key]
+        bar = f"  candidate {key}"
+        match event:
+            case Started():
+                study.start(key)
+                listener.begin(bar, goal[key])
+            case Progress(value=value):
+                study.progress(key, value["epoch"], value["accuracy"])
+                done[key] = value["epoch"]
+                listener.advance(bar, value["epoch"], f"{100 * value['accuracy']:.1f}%")
+            case Done(value=result):
+                study.finish(key, result)
+                done[key] = goal[key]
+                best = max(result["accuracy"], best or 0.0)
+                listener.end(bar)
+                flying.remove(key)
+            case Failed(reason=reason):
+                study.fail(key, reason)
+                done[key] = goal[key]
+                listener.end(bar)
+                listener.say(f"candidate {key} failed: {reason}")
+                flying.remove(key)
+                _check_failures([study.trial(k) for k in goal], max_failed, label, count)
+        show()
+
+    listener.begin(label, sum(trial.epochs for trial in trials) * count / max(len(trials), 1))
+    try:
+        submit(trials)
+        show()
+        while flying or more:
+            free = executor.slots - len(flying)
+            if more and free > 0:
+                new = more(free)
+                submit(new)
+                more = more if new else None
+                continue
+            event = None
+            for event in executor.outcomes():
+                take_in(event)
+                if more and len(flying) < executor.slots:
+                    break
+            if event is None:  # nothing is in flight any more
+                break
+            # What has come by now is known to the next pick.
+            for event in executor.outcomes(timeout=0) if more else ():
+                take_in(event)
     finally:
         listener.end(label)
-    finished = [study.trial(trial.key) for trial in trials]
-    _check_failures(finished, max_failed, label)
+    finished = [study.trial(key) for key in goal]
+    _check_failures(finished, max_failed, label, len(finished))
     return finished
 
 
@@ -130,11 +165,12 @@ def _payload(
     }
 
 
-def _check_failures(trials: Sequence[Trial], max_failed: float, label: str) -> None:
+def _check_failures(trials: Sequence[Trial], max_failed: float, label: str, count: int) -> None:
+    """`count`: how many trials there are to be, of which these have been begun."""
     failed = [trial for trial in trials if trial.state == "failed"]
-    if len(failed) > max_failed * len(trials):
-        reason, count = Counter(trial.reason for trial in failed).most_common(1)[0]
+    if len(failed) > max_failed * count:
+        reason, times = Counter(trial.reason for trial in failed).most_common(1)[0]
         raise SearchStopped(
-            f"{label}: {len(failed)} of {len(trials)} candidates failed, {count} of them with: {reason}. "
+            f"{label}: {len(failed)} of {count} candidates failed, {times} of them with: {reason}. "
             "The logs are under tasks/ in the study's directory"
         )

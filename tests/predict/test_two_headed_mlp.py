@@ -11,8 +11,7 @@ import torch
 import pynas
 from pynas.errors import PynasError
 from pynas.nars.pool import make_pool
-from pynas.predict.baselines import fit_ridge, ridge_features
-from pynas.predict.fit import cross_validate, fit_accuracy, pretrain
+from pynas.predict.fit import fit_accuracy, pretrain
 from pynas.predict.mlp import TwoHeadedMLP
 from pynas.predict.predictor import Predictor
 from pynas.predict.ranking import kendall_tau, spearman_rho
@@ -82,23 +81,6 @@ def test_the_embedding_stays_frozen_in_the_first_phase(pretrained: Predictor, ge
     assert np.array_equal(head_only.weights["embedding.weight"], pretrained.weights["embedding.weight"])
     full = fit_accuracy(pretrained, SPACE, genomes[:40], labels, PredictorSettings(), seed=0)
     assert not np.array_equal(full.weights["embedding.weight"], pretrained.weights["embedding.weight"])
-
-
-def test_cross_validation_never_predicts_what_it_was_fitted_on(pretrained: Predictor, genomes: np.ndarray) -> None:
-    """Labels that are pure noise cannot be ranked out of fold, however well they are memorised."""
-    noise = np.random.default_rng(1).normal(size=60)
-    check = cross_validate(pretrained, SPACE, genomes[:60], noise, FAST, seed=0)
-    assert abs(check.mlp) < 0.3
-    assert abs(check.ridge) < 0.3
-    real = cross_validate(pretrained, SPACE, genomes[:60], accuracies(genomes[:60]), FAST, seed=0)
-    assert real.ridge > 0.6
-    assert np.isfinite(real.mlp_predicted).all()
-
-
-def test_ridge_sees_the_statistics(genomes: np.ndarray) -> None:
-    labels = np.log(SPACE.costs(genomes)["params"])
-    model = fit_ridge(SPACE, genomes[:60], labels[:60])
-    assert kendall_tau(model.predict(ridge_features(SPACE, genomes[60:])), labels[60:]) > 0.9
 
 
 def test_saved_predictors_load_as_they_were(pretrained: Predictor, genomes: np.ndarray, tmp_path: Path) -> None:
