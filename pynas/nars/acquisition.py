@@ -15,6 +15,7 @@ import numpy as np
 from pynas.nars.aimed import aimed_picks, first_picks
 from pynas.nars.evolve import EvolutionSettings, evolve
 from pynas.predict.domain import Domain
+from pynas.predict.encoding import Encoding
 from pynas.predict.gaussian_process import Hyperparameters
 from pynas.predict.models import ProcessModel, fit_model
 from pynas.predict.predictor import Predictor
@@ -62,6 +63,8 @@ class Acquisition:
         ]
         self.pool = _distinct(np.concatenate([pool, *within]))
         self.unlabelled = self.domain.genomes(space, pool[:UNLABELLED])
+        self.encoding = Encoding(self.domain, self.unlabelled)
+        self._features = self.encoding(self.domain.genomes(space, self.pool))
         learnt = np.concatenate([*within, pool])[:LEARNT]
         self.learnt = learnt[generator(seed, "learnt").permutation(len(learnt))]  # what a distilled predictor learns
 
@@ -80,7 +83,7 @@ class Acquisition:
     ) -> ProcessModel:
         """The Gaussian process of labelled genomes; NaN is the accuracy of a failed training."""
         batch = self.domain.genomes(self.space, genomes)
-        shared = {"variance": variance, "begin": begin, "seed": self.seed}
+        shared = {"variance": variance, "begin": begin, "encoding": self.encoding, "seed": self.seed}
         model = fit_model("gaussian_process", self.domain, self.unlabelled, batch, accuracies, **shared)
         assert isinstance(model, ProcessModel)
         return model
@@ -118,11 +121,14 @@ class Acquisition:
 
         `taken` holds the bytes of genomes that are not to be picked again; `pending` those that are being trained.
         """
-        genomes = _distinct(np.concatenate([self.pool, proposals]))
-        genomes = genomes[_free(genomes, taken)]
+        free = _free(self.pool, taken)
+        new = _distinct(proposals)
+        new = new[_free(new, {*taken, *map(bytes, self.pool)})]
         if pending is not None and len(pending):
             model = model.believing(self.domain.genomes(self.space, pending))
-        mean, deviation = model.posterior(self.domain.genomes(self.space, genomes))
+        features = self._features[free].join(self.encoding(self.domain.genomes(self.space, new)))
+        mean, deviation = model.process.predict(features)
+        genomes = np.concatenate([self.pool[free], new])
         within = self._within(genomes)
         rows = aimed_picks(mean, deviation, within, m, turn=turn, seed=self.seed, greedy=greedy)
         return Picks(genomes[rows], model.warp.inverse(mean[rows]))

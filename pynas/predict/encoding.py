@@ -32,7 +32,7 @@ class Features:
     def __len__(self) -> int:
         return len(self.one_hot)
 
-    def __getitem__(self, rows: slice | NDArray[np.intp]) -> Features:
+    def __getitem__(self, rows: slice | NDArray[np.intp] | NDArray[np.bool_]) -> Features:
         one_hot, statistics, sums = (group[rows] for group in self.linear)
         return Features(one_hot, statistics, sums, tuple(group[rows] for group in self.lengths))
 

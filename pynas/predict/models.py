@@ -178,10 +178,11 @@ def _fit_process(matern: bool) -> Callable[..., AccuracyModel]:
         *,
         variance: Vector | None = None,
         begin: Hyperparameters | None = None,
+        encoding: Encoding | None = None,
         seed: int = 0,
         **_: Any,
     ) -> AccuracyModel:
-        encoding = Encoding(domain, unlabelled)
+        encoding = encoding or Encoding(domain, unlabelled)
         warp = LabelWarp.fit(labels)
         own = None if variance is None else variance * warp.slope**2
         shared: dict[str, Any] = {"variance": own, "matern": matern, "begin": begin, "seed": seed}
@@ -229,7 +230,8 @@ def fit_model(
     `unlabelled` are some hundreds or thousands of candidates as they are to be predicted: features are standardised
     over them, and a pretrained MLP learns their statistics. `accuracies` is ``(n,)``; NaN is that of a failed training,
     which counts as the lowest accuracy measured. `settings`: `seed`; `variance`, what is known of each label's own
-    noise, and `begin`, hyperparameters to go on from (processes); `settings`, PredictorSettings (MLPs).
+    noise, `begin`, hyperparameters to go on from, and `encoding`, that of `unlabelled` where it is at hand (processes);
+    `settings`, PredictorSettings (MLPs).
 
     Raises PynasError for an unknown kind, for accuracies of another shape and where none is measured.
     """
