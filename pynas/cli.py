@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pynas.console import choices_of, describe_answer, describe_training, print_json, print_winners
 from pynas.errors import JobFailed, PynasError, SearchStopped
 from pynas.ranks.launch import Launch, detect
 from pynas.ranks.requeue import in_slurm_job
@@ -69,9 +69,9 @@ def search(
         return
     page = _write_report(path)
     if json_:
-        _print_json(results | {"directory": str(path), "report": str(page) if page else None})
+        print_json(results | {"directory": str(path), "report": str(page) if page else None})
         return
-    _print_winners(results)
+    print_winners(results)
     print(f"\nwinners as tables: {path / 'winners'}/\nreport: {page or 'needs pip install pynas-nars[report]'}")
     if config.method == "nars":
         print(f"other budgets: pynas evolve {path} --budget flops=LOW:HIGH")
@@ -174,9 +174,9 @@ def train(
         result["directory"] = str(Path(result["weights"]).parent)
         result["curve_plot"] = _draw_curve(Path(result["directory"]))
         if not json_:
-            print(f"{name}: {_describe_training(result)}\n  {result['weights']}")
+            print(f"{name}: {describe_training(result)}\n  {result['weights']}")
     if json_:
-        _print_json(results)
+        print_json(results)
 
 
 @app.command()
@@ -211,12 +211,12 @@ def evolve(
     answers = found.answers[:top]
     if json_:
         value = {"budget": bounds.to_dict(), "answers": answers, "evaluations": found.evolution.evaluations}
-        _print_json(plain(value | {"history": found.evolution.history}))
+        print_json(plain(value | {"history": found.evolution.history}))
         return
     for answer in answers:
         architecture, recipe = found.decode(answer)
         costs = answer["costs"]
-        print(f"{_describe_answer(answer)}; {format_amount(costs['flops'])} FLOPs, ", end="")
+        print(f"{describe_answer(answer)}; {format_amount(costs['flops'])} FLOPs, ", end="")
         print(f"{format_amount(costs['params'])} params ({bounds})\n{architecture}\n{recipe}\n")
 
 
@@ -246,7 +246,7 @@ def sample(
             print(f"{format_amount(cost['flops'])} FLOPs, {format_amount(cost['params'])} params")
             print(f"genome {','.join(map(str, genome))}\n{architecture}\n")
     if json_:
-        _print_json(plain({"answers": answers}))
+        print_json(plain({"answers": answers}))
 
 
 @app.command()
@@ -262,7 +262,7 @@ def space(
     features = loaded.architecture_features + loaded.recipe_features
     if json_:
         sizes = {key: str(value) for key, value in loaded.size.items()}
-        _print_json(
+        print_json(
             sizes | {"name": loaded.name, "variables": len(loaded.variables), "features": features, "costs": costs}
         )
         return
@@ -272,7 +272,7 @@ def space(
     for cost, (low, high) in costs.items():
         print(f"{cost:<14} {format_amount(low)} to {format_amount(high)}")
     for variable in loaded.variables:
-        print(f"  {variable.name:<20} {_choices(variable)}")
+        print(f"  {variable.name:<20} {choices_of(variable)}")
 
 
 @app.command()
@@ -307,7 +307,7 @@ def count(
     cost = architecture.cost()
     if json_:
         blocks = [vars(block) for block in architecture.blocks()]
-        _print_json(cost | {"name": name, "resolution": architecture.resolution, "blocks": blocks})
+        print_json(cost | {"name": name, "resolution": architecture.resolution, "blocks": blocks})
         return
     columns = ["row", "kind", "kernel", "stride", "in_channels", "mid_channels", "channels", "splits", "se_channels"]
     columns += ["out_size", "flops", "params"]
@@ -349,7 +349,7 @@ def latency(
     low, high = float(model.measured.min()), float(model.measured.max())
     if json_:
         told = {"file": str(out), "space": loaded.name, "networks": networks, "measured": [low, high]}
-        _print_json(told | {"held_out": dict(model.held_out), **model.setting})
+        print_json(told | {"held_out": dict(model.held_out), **model.setting})
         return
     print(f"{model.setting['device']}, {threads} thread{'s' * (threads > 1)}, batch of {batch}")
     print(f"{networks} networks of {loaded.name}: {low:.4g} to {high:.4g} ms")
@@ -389,7 +389,7 @@ def scale(
         except OSError as error:
             raise PynasError(f"{out}: cannot be written: {error.strerror}") from None
     if json_:
-        _print_json(scaled.to_dict() | {"name": name, "file": str(out) if out else None})
+        print_json(scaled.to_dict() | {"name": name, "file": str(out) if out else None})
         return
     print(f"{format_amount(scaled.flops)} FLOPs, {100 * scaled.error:+.1f}% from the target of {flops}")
     print(f"phi {scaled.phi:.3f}: depth x {scaled.depth:.3f}, width x {scaled.width:.3f}, ", end="")
@@ -421,7 +421,7 @@ def export(
     network = load_model(name, genome=genome, resolution=resolution, padding=padding)
     report = export_model(network, out, format=format_, resolution=resolution)
     if json_:
-        _print_json(report)
+        print_json(report)
     else:
         shape = " x ".join(str(size or "batch") for size in report["input"])
         print(f"{out}: {report['format']}, input {shape}, {report['bytes'] / 1e6:.1f} MB")
@@ -438,9 +438,9 @@ def report(study: StudyPath, json_: Json = False) -> None:
         raise PynasError("the report needs plotly and jinja2: pip install 'pynas-nars[report]'")
     results = _results(directory.path)
     if json_:
-        _print_json(results | {"report": str(page)})
+        print_json(results | {"report": str(page)})
     else:
-        _print_winners(results)
+        print_winners(results)
         print(f"\nreport: {page}")
 
 
@@ -458,7 +458,7 @@ def status(
 
     found = read_status(study)
     if json_:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     only = {"running": running, "failed": failed}
@@ -479,7 +479,7 @@ def data(
 
     found = describe(name, path, validation_path=validation_path, test_path=test_path, check=check)
     if json_:
-        _print_json(found)
+        print_json(found)
     else:
         print("\n".join(as_lines(found)))
 
@@ -527,10 +527,6 @@ def _as_rank(launch: Launch) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value))
-
-
 def _results(path: Path) -> dict[str, Any]:
     from pynas.search.results import read_results
     from pynas.study.directory import StudyDirectory
@@ -565,59 +561,6 @@ def _draw_curve(run: Path) -> str | None:
     directory = RunDirectory(run)
     draw_curve(read_log(directory.log), directory.curve)
     return str(directory.curve)
-
-
-def _describe_answer(answer: dict[str, Any]) -> str:
-    predicted = "" if answer["predicted"] is None else f"predicted {100 * answer['predicted']:.2f}%"
-    if (trained := answer["trained"]) is None:
-        return f"{predicted} at the early-stop epoch, not trained"
-    return f"trained: {100 * trained['accuracy']:.2f}% after {trained['epochs']} epochs" + (
-        predicted and f", {predicted}"
-    )
-
-
-def _describe_training(result: dict[str, Any]) -> str:
-    text = f"validation {100 * result['accuracy']:.2f}%"
-    if result["raw_accuracy"] != result["accuracy"]:
-        text += f" (raw weights {100 * result['raw_accuracy']:.2f}%)"
-    if result["test_accuracy"] is not None:
-        text += f", test {100 * result['test_accuracy']:.2f}%"
-    if result["bad_images"]:
-        text += f", {len(result['bad_images'])} images could not be read"
-    return f"{text}, after {result['epochs']} epochs in {result['seconds']:.0f} s"
-
-
-def _print_winners(results: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from pynas.report.tables import winner_rows
-
-    rows = winner_rows(results)
-    for row in rows:
-        print(f"\n{row['name']} ({row['bounds']}): {row['flops']} FLOPs, {row['params']} params")
-        print(f"{row['architecture']}\n{row['recipe']}")
-    headings = {"name": "budget", "bounds": "bounds", "flops": "FLOPs", "params": "params", "predicted": "predicted %"}
-    if results.get("method") == "fpnas":
-        headings["predicted"] = "in the supernet %"
-    else:
-        headings["trained"] = "in the search %"
-    headings |= {"accuracy": "validation %", "test": "test %"}
-    headings |= {"baseline_accuracy": "random: validation %", "baseline_test": "random: test %"}
-    table = Table(
-        *headings.values(), title="winners, and a random network of the same budget trained for the same length"
-    )
-    for row in rows:
-        table.add_row(*(row[key] for key in headings))
-    print()
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _choices(variable: Any) -> str:
-    values = variable.values
-    if variable.kind == "list":
-        return f"[{', '.join(map(str, values))}]"
-    return f"({values[0]}, {values[-1]}), {len(values)} values"
 
 
 if __name__ == "__main__":

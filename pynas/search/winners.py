@@ -89,6 +89,8 @@ def write_winner(path: Path, space: Space, winner: dict[str, Any], name: str) ->
     architecture = Architecture.from_dict(winner["architecture"])
     notes = {"budget": winner["budget"]} | ({"predicted": winner["predicted"]} if winner["predicted"] else {})
     notes |= winner["costs"]
+    if trained := winner.get("trained"):
+        notes |= {"search_epochs": trained["epochs"], "search_accuracy": trained["accuracy"]}
     if final := winner.get("final"):
         notes |= {key: final[key] for key in ("epochs", "accuracy", "test_accuracy")}
     recipe = winner["recipe"] and Recipe.from_dict(winner["recipe"])

@@ -35,6 +35,14 @@ def test_winners_meet_their_budgets_and_are_trained_beside_a_random_candidate(
         assert winner["final"]["epochs"] == 4
         assert 0 < winner["final"]["test_accuracy"] <= 1
         assert winner["baseline"]["test_accuracy"] is not None
+        # It is the best of those that were trained within the budget.
+        space = pynas.load_space(EXAMPLES / "tiny.yaml")
+        trials = Study.open(StudyDirectory.open(directory), read_only=True).trials()
+        fits = space.feasible(np.array([t.genome for t in trials], np.uint8), pynas.Budget.of(winner["budget"]))
+        epoch = results["early_stop"]["epoch"]
+        best = max(t.curve[epoch - 1] for t, fit in zip(trials, fits) if fit)
+        assert winner["trained"]["accuracy"] == best
+        assert winner["trained"]["key"] in {t.key for t in trials if t.genome == winner["genome"]}
         # The file of a winner is a network that can be counted.
         file = directory / "winners" / f"{name}.yaml"
         architecture, recipe = pynas.load_space(file).decode(np.zeros(0, np.uint8))
@@ -57,7 +65,7 @@ def test_the_study_keeps_all_that_was_done(undisturbed: tuple[Path, dict[str, An
     assert trials[4].predicted is not None
     assert len(Study.open(study, "final", read_only=True).trials()) == 4
     assert len(results["iterations"]) == 2
-    assert {"mlp", "ridge"} <= set(results["iterations"][1]["cross_validation"])
+    assert {"gaussian_process", "ridge"} <= set(results["iterations"][1]["cross_validation"])
 
 
 def test_running_a_finished_study_again_trains_nothing(undisturbed: tuple[Path, dict[str, Any]]) -> None:
@@ -134,19 +142,63 @@ def test_a_damaged_study_is_one_clear_line(
     assert done.stderr.count("\n") == 1
 
 
-def test_evolve_answers_for_a_new_budget_from_a_finished_study(undisturbed: tuple[Path, dict[str, Any]]) -> None:
+BUDGET = ["--budget", "flops=40k:80k", "--budget", "params=:6k"]
+
+
+def test_evolve_answers_for_a_new_budget_at_once_where_it_is_told_not_to_train(
+    undisturbed: tuple[Path, dict[str, Any]],
+) -> None:
     directory, _ = undisturbed
-    budget = ["--budget", "flops=40k:80k", "--budget", "params=:6k"]
-    done = run_pynas("evolve", str(directory), "--json", "--top", "3", *budget)
+    before = trainings(directory)
+    done = run_pynas("evolve", str(directory), "--json", "--top", "3", "--train", "0", *BUDGET)
     answers = json.loads(done.stdout)["answers"]
+    assert trainings(directory) == before
     assert len(answers) == 3
     for answer in answers:
         assert 40_000 <= answer["costs"]["flops"] <= 80_000
         assert answer["costs"]["params"] <= 6_000
     scores = [answer["predicted"] for answer in answers]
     assert scores == sorted(scores, reverse=True)
+    text = run_pynas("evolve", str(directory), "--top", "30", "--train", "0", *BUDGET).stdout
+    assert "at the early-stop epoch, not trained; " in text
     # The same from Python.
     space = pynas.load_space(EXAMPLES / "tiny.yaml")
     predictor = pynas.Predictor.load(directory / "predictor.npz")
     result = pynas.evolve(space, predictor, budget=pynas.Budget(flops=(40e3, 80e3), params=(None, 6e3)), seed=0)
-    assert abs(float(result.scores[0]) - scores[0]) < 0.05
+    assert abs(float(result.scores[0]) - scores[0]) < 0.1
+
+
+def test_evolve_trains_its_top_few_before_it_answers_and_only_once(
+    undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    directory = tmp_path / "study"
+    shutil.copytree(undisturbed[0], directory)
+    before = trainings(directory)
+    done = run_pynas("evolve", str(directory), "--json", "--top", "40", "--train", "2", *BUDGET, timeout=240)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)["answers"]
+    new = trainings(directory).keys() - before.keys()
+    assert sorted(new) == ["tasks/answers/1/0", "tasks/answers/1/1"]
+    measured = [answer["trained"] and answer["trained"]["accuracy"] for answer in answers]
+    known = [accuracy for accuracy in measured if accuracy is not None]
+    assert len(known) >= 2
+    assert measured[: len(known)] == sorted(known, reverse=True)  # trained ones first, the best of them at the top
+    after = trainings(directory)
+    text = run_pynas("evolve", str(directory), "--train", "2", *BUDGET, timeout=240).stdout
+    assert f"trained: {100 * max(known):.2f}% after " in text or trainings(directory) != after
+    # The search goes on as if nothing had been asked.
+    again = run(EXAMPLES / "study.yaml", directory)
+    assert again["winners"] == undisturbed[1]["winners"]
+
+
+def test_evolve_says_what_it_cannot_do(undisturbed: tuple[Path, dict[str, Any]]) -> None:
+    directory = str(undisturbed[0])
+    for options, message in {
+        ("--executor", "mpi"): "evolve: trains its answers with executor local or slurm",
+        ("--executor", "cloud"): "--executor: kind: 'cloud'",
+        ("--budget", "flops=1"): "tiny: ",
+    }.items():
+        done = run_pynas("evolve", directory, *options)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
