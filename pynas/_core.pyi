@@ -83,6 +83,7 @@ class Predictor:
     def __init__(
         self,
         space: Space,
+        statistics: Sequence[str],
         embedding_weight: NDArray[np.float32],
         embedding_bias: NDArray[np.float32],
         hidden_weight: NDArray[np.float32],
@@ -94,10 +95,14 @@ class Predictor:
     ) -> None:
         """score = (output_weight . hidden + output_bias) * scale + mean, where
         hidden = relu(hidden_weight @ [embedding, recipe features] + hidden_bias) and
-        embedding = relu(embedding_weight @ architecture features + embedding_bias).
+        embedding = relu(embedding_weight @ [architecture features, statistics] + embedding_bias).
 
-        Shapes: (E, architecture features), (E,), (H, E + recipe features), (H,), (H,); E and either kind of features
-        may be 0. The last three are numbers or arrays of shape (1,). Weights must be finite.
+        statistics: names out of COSTS, each at most once, or none at all; the inputs are log(max(cost, 1)) of these,
+        natural logarithms that the core counts and takes itself. Their standardisation belongs into the weights: what
+        floats lose at the size of the logarithms is made up for inside.
+
+        Shapes: (E, architecture features + len(statistics)), (E,), (H, E + recipe features), (H,), (H,); E and either
+        kind of features may be 0. The last three are numbers or arrays of shape (1,). Weights must be finite.
         """
 
     def score(self, genomes: NDArray[np.uint8], threads: int, instruction_set: str) -> NDArray[np.float32]:

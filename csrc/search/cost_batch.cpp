@@ -46,6 +46,17 @@ void CostBatch::add_up(const Entries<Number>& entries, const std::uint32_t* indi
   }
 }
 
+void CostBatch::count_block(const std::uint8_t* columns, std::size_t lanes, std::uint32_t* indices,
+                            std::int64_t* costs) const {
+  for (std::size_t term = 0; term < terms_.size(); ++term)
+    add_up_indices(factors_.data() + terms_[term].begin, factors_.data() + terms_[term].end, terms_[term].small,
+                   columns, terms_[term].offset, indices + term * block_lanes);
+  if (narrow_)
+    add_up(narrow_entries_, indices, lanes, costs);
+  else
+    add_up(wide_entries_, indices, lanes, costs);
+}
+
 void CostBatch::count(const std::uint8_t* genomes, std::size_t count, std::int64_t* costs) const {
   std::vector<std::uint8_t> rows(block_lanes * row_), columns(block_lanes * row_);
   std::vector<std::uint32_t> indices(terms_.size() * block_lanes);
@@ -55,13 +66,7 @@ void CostBatch::count(const std::uint8_t* genomes, std::size_t count, std::int64
     for (std::size_t lane = 0; lane < lanes; ++lane)
       std::copy_n(genomes + (begin + lane) * variables_, variables_, rows.data() + lane * row_);
     transpose_block(rows.data(), row_, block_lanes, columns.data());
-    for (std::size_t term = 0; term < terms_.size(); ++term)
-      add_up_indices(factors_.data() + terms_[term].begin, factors_.data() + terms_[term].end, terms_[term].small,
-                     columns.data(), terms_[term].offset, indices.data() + term * block_lanes);
-    if (narrow_)
-      add_up(narrow_entries_, indices.data(), lanes, costs + begin * cost_count);
-    else
-      add_up(wide_entries_, indices.data(), lanes, costs + begin * cost_count);
+    count_block(columns.data(), lanes, indices.data(), costs + begin * cost_count);
   }
 }
 

@@ -19,6 +19,12 @@ class CostBatch {
   // genomes: (count, variables) genes, checked already; costs: (count, cost_count), in the order of Costs.
   void count(const std::uint8_t* genomes, std::size_t count, std::int64_t* costs) const;
 
+  // The first `lanes` genomes of a block. columns: (variables, block_lanes) genes, see transpose.hpp; indices: room for
+  // (terms(), block_lanes); costs: (lanes, cost_count).
+  void count_block(const std::uint8_t* columns, std::size_t lanes, std::uint32_t* indices, std::int64_t* costs) const;
+
+  std::size_t terms() const { return terms_.size(); }
+
  private:
   struct Term {
     std::uint32_t begin, end, offset;  // of its factors; of its entries

@@ -21,6 +21,7 @@ class Planes {
   explicit Planes(const Space& space);
 
   std::size_t architecture_planes() const { return architecture_planes_; }
+  std::size_t size() const { return planes_.size(); }
   std::size_t recipe_planes() const { return planes_.size() - architecture_planes_; }
 
   // Folds the weights of one output, given for all features from the variable `first` on (up to `last`, excluded), to

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "features.hpp"
 #include "text.hpp"
@@ -38,13 +39,17 @@ std::vector<float> packed(const std::vector<std::vector<double>>& rows, std::siz
 
 }  // namespace
 
-Predictor::Predictor(const Space& space, const PredictorWeights& weights)
-    : variables_(space.size()), embedding_size_(weights.embedding_size), planes_(space) {
+Predictor::Predictor(const Space& space, Statistics statistics, const PredictorWeights& weights)
+    : variables_(space.size()),
+      embedding_size_(weights.embedding_size),
+      planes_(space),
+      statistics_(std::move(statistics)) {
   const std::size_t architecture = architecture_feature_count(space);
   const std::size_t recipe = feature_count(space) - architecture;
+  const std::size_t embedding_inputs = architecture + statistics_.size();
   const std::size_t hidden_inputs = embedding_size_ + recipe;
   if (weights.hidden_size == 0) refuse("the hidden layer has no units; at least 1 is needed");
-  check("embedding_weight", weights.embedding_weight, embedding_size_ * architecture);
+  check("embedding_weight", weights.embedding_weight, embedding_size_ * embedding_inputs);
   check("embedding_bias", weights.embedding_bias, embedding_size_);
   check("hidden_weight", weights.hidden_weight, weights.hidden_size * hidden_inputs);
   check("hidden_bias", weights.hidden_bias, weights.hidden_size);
@@ -56,11 +61,15 @@ Predictor::Predictor(const Space& space, const PredictorWeights& weights)
   std::vector<std::vector<double>> rows(embedding_size_);
   for (std::size_t i = 0; i < embedding_size_; ++i) {
     rows[i] = {weights.embedding_bias[i]};
-    const float* own = weights.embedding_weight.data() + i * architecture;
+    const float* own = weights.embedding_weight.data() + i * embedding_inputs;
+    for (std::size_t j = 0; j < statistics_.size(); ++j) {
+      rows[i].push_back(own[architecture + j]);
+      rows[i][0] += own[architecture + j] * statistics_.centre(j);
+    }
     const double bias = planes_.fold(space, 0, space.architecture_variables(), own, rows[i]);
     rows[i][0] += bias;
   }
-  embedding_layer_ = packed(rows, planes_.architecture_planes());
+  embedding_layer_ = packed(rows, statistics_.size() + planes_.architecture_planes());
 
   rows.assign(weights.hidden_size, {});
   for (std::size_t i = 0; i < weights.hidden_size; ++i) {
@@ -81,7 +90,8 @@ Predictor::Predictor(const Space& space, const PredictorWeights& weights)
 
 Predictor::Scratch::Scratch(const Predictor& predictor)
     : bytes(predictor.row() * block_lanes),
-      planes((predictor.planes_.architecture_planes() + predictor.planes_.recipe_planes()) * block_lanes),
+      statistics(predictor.statistics_),
+      planes((predictor.statistics_.size() + predictor.planes_.size()) * block_lanes),
       embedding(groups(predictor.embedding_size_) * group * block_lanes) {}
 
 ScoreNetwork Predictor::network() const {
@@ -89,7 +99,7 @@ ScoreNetwork Predictor::network() const {
           hidden_layer_.data(),
           output_weights_.data(),
           output_bias_,
-          static_cast<int>(planes_.architecture_planes()),
+          static_cast<int>(statistics_.size() + planes_.architecture_planes()),
           static_cast<int>(planes_.recipe_planes()),
           static_cast<int>(embedding_size_),
           static_cast<int>(groups(embedding_size_)),
@@ -97,8 +107,10 @@ ScoreNetwork Predictor::network() const {
 }
 
 void Predictor::score_block(ScoreKernel kernel, const std::uint8_t* genomes, Scratch& scratch, float* scores) const {
-  planes_.fill(genomes, row(), scratch.bytes.data(), scratch.planes.data());
-  kernel(network(), scratch.planes.data(), scratch.embedding.data(), scores);
+  float* const planes = scratch.planes.data();
+  planes_.fill(genomes, row(), scratch.bytes.data(), planes + statistics_.size() * block_lanes);
+  statistics_.fill(scratch.bytes.data(), scratch.statistics, planes);
+  kernel(network(), planes, scratch.embedding.data(), scores);
 }
 
 void Predictor::score(ScoreKernel kernel, const std::uint8_t* genomes, std::size_t count, int threads,

@@ -1,5 +1,6 @@
 // The accuracy predictor of NARS (sec. 3.1, A.3 of the FBNetV3 paper): a multi-layer perceptron with an embedding of
-// the architecture's features, joined by the recipe's features before one hidden layer.
+// the architecture's features and of the statistics that are asked for, joined by the recipe's features before one
+// hidden layer.
 #pragma once
 
 #include <cstddef>
@@ -10,6 +11,7 @@
 #include "planes.hpp"
 #include "score_kernel.hpp"
 #include "space.hpp"
+#include "statistics.hpp"
 #include "transpose.hpp"
 
 namespace pynas {
@@ -17,7 +19,7 @@ namespace pynas {
 // Weights in feature space, row-major (outputs, inputs).
 struct PredictorWeights {
   std::size_t embedding_size, hidden_size;
-  std::span<const float> embedding_weight;  // (embedding, architecture features)
+  std::span<const float> embedding_weight;  // (embedding, architecture features + statistics)
   std::span<const float> embedding_bias;
   std::span<const float> hidden_weight;  // (hidden, embedding + recipe features)
   std::span<const float> hidden_bias;
@@ -27,7 +29,7 @@ struct PredictorWeights {
 
 class Predictor {
  public:
-  Predictor(const Space& space, const PredictorWeights& weights);
+  Predictor(const Space& space, Statistics statistics, const PredictorWeights& weights);
 
   std::size_t variables() const { return variables_; }
   std::size_t row() const { return padded_row(variables_); }
@@ -36,6 +38,7 @@ class Predictor {
   struct Scratch {
     explicit Scratch(const Predictor& predictor);
     std::vector<std::uint8_t> bytes;
+    Statistics::Scratch statistics;
     std::vector<float> planes, embedding;
   };
 
@@ -50,6 +53,7 @@ class Predictor {
 
   std::size_t variables_, embedding_size_;
   Planes planes_;
+  Statistics statistics_;
   std::vector<float> embedding_layer_, hidden_layer_, output_weights_;
   float output_bias_;
 };

@@ -2,8 +2,9 @@
 //
 //   embedding = relu(A x + a)      hidden = relu(H [embedding; r] + h)      score = o . hidden + b
 //
-// with x the architecture planes and r the recipe planes. Lanes are genomes: every lane starts from the bias and adds
-// its products in the order of the inputs with fused multiply-adds, so all instruction sets give the same bits.
+// with x the planes of statistics and of the architecture and r those of the recipe. Lanes are genomes: every lane
+// starts from the bias and adds its products in the order of the inputs with fused multiply-adds, so all instruction
+// sets give the same bits.
 #pragma once
 
 namespace pynas {
@@ -18,11 +19,11 @@ struct ScoreNetwork {
   const float* hidden_layer;
   const float* output_weights;  // one a padded hidden unit
   float output_bias;
-  int architecture_planes, recipe_planes;
+  int embedding_planes, recipe_planes;
   int embedding_size, embedding_groups, hidden_groups;
 };
 
-// planes: (architecture_planes + recipe_planes, block_lanes), scratch: room for (embedding_groups * outputs_together,
+// planes: (embedding_planes + recipe_planes, block_lanes), scratch: room for (embedding_groups * outputs_together,
 // block_lanes), scores: block_lanes.
 using ScoreKernel = void (*)(const ScoreNetwork& network, const float* planes, float* scratch, float* scores);
 

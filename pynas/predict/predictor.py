@@ -16,14 +16,16 @@ import numpy as np
 
 from pynas.cores import thread_count
 from pynas.errors import PynasError
+from pynas.space.budget import COSTS
 from pynas.space.space import Space, contiguous
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LAYERS = ("embedding", "proxy", "hidden", "output")
+_OPTIONAL = ("proxy.weight", "proxy.bias")
 PROXIES = ("flops", "params")  # what the proxy head predicts, in order
-_FORMAT = 1
+_FORMATS = (1, 2)  # 2 has `inputs`; a predictor without any is saved as 1, which every pynas reads
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,18 @@ class Predictor:
     """Weights of the two-headed MLP for one space.
 
     `weights` holds ``<layer>.weight`` (out, in) and ``<layer>.bias`` (out,) float32 for the layers embedding, proxy,
-    hidden and output. `accuracy_scale` and `proxy_scale` are (mean, standard deviation) of the labels, float64 ``(2,)``
-    and ``(2, 2)``: heads predict standardised values. `fingerprint` names the space.
+    hidden and output; those of the proxy head may be absent. `accuracy_scale` and `proxy_scale` are (mean, standard
+    deviation) of the labels, float64 ``(2,)`` and ``(2, 2)``: heads predict standardised values. `fingerprint` names
+    the space. `inputs` are statistics (logarithms of counted costs) among the inputs of the embedding, after the
+    architecture's features: names out of ``flops``, ``macs``, ``params`` and ``parameters``, whose logarithms are
+    natural, of max(cost, 1), and not standardised.
     """
 
     fingerprint: str
     weights: Mapping[str, NDArray[np.float32]]
     accuracy_scale: NDArray[np.float64]
     proxy_scale: NDArray[np.float64]
+    inputs: tuple[str, ...] = ()
     _compiled: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def for_space(self, space: Space) -> Any:
@@ -57,7 +63,11 @@ class Predictor:
         mean, scale = map(float, self.accuracy_scale)
         embedding, hidden = (w["embedding.weight"], w["embedding.bias"]), (w["hidden.weight"], w["hidden.bias"])
         output = (w["output.weight"].reshape(-1), w["output.bias"])
-        self._compiled[:] = [space.core, _core.Predictor(space.core, *embedding, *hidden, *output, mean, scale)]
+        try:
+            core = _core.Predictor(space.core, self.inputs, *embedding, *hidden, *output, mean, scale)
+        except ValueError as error:
+            raise PynasError(f"this predictor does not fit {space.name}: {error}") from None
+        self._compiled[:] = [space.core, core]
         return self._compiled[1]
 
     def score(self, space: Space, genomes: NDArray[np.uint8], *, threads: int = 0) -> NDArray[np.float32]:
@@ -69,9 +79,18 @@ class Predictor:
             raise PynasError(f"{space.name}: {error}") from None
 
     def statistics(self, space: Space, genomes: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
-        """What the proxy head predicts: ``flops`` and ``params``, float64 ``(n,)`` each."""
-        features = space.features(genomes)[:, : space.architecture_features]
+        """What the proxy head predicts: ``flops`` and ``params``, float64 ``(n,)`` each.
+
+        Raises PynasError for a predictor that has no proxy head.
+        """
         w = self.weights
+        if missing := [name for name in _OPTIONAL if name not in w]:
+            raise PynasError(f"this predictor has no proxy head ({missing[0]} is absent): it predicts accuracy only")
+        features = space.features(genomes)[:, : space.architecture_features]
+        if self.inputs:
+            costs = space.costs(genomes)
+            logarithms = [np.log(np.maximum(costs[name], 1)) for name in self.inputs]
+            features = np.column_stack([features, *logarithms])
         embedding = np.maximum(features @ w["embedding.weight"].T + w["embedding.bias"], 0)
         proxy = (embedding @ w["proxy.weight"].T + w["proxy.bias"]).astype(np.float64)
         mean, scale = self.proxy_scale
@@ -81,7 +100,9 @@ class Predictor:
         """Write an ``.npz`` file under a temporary name and move it into place."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        arrays: dict[str, Any] = {"format": np.array(_FORMAT), "fingerprint": np.array(self.fingerprint)}
+        arrays: dict[str, Any] = {"format": np.array(1), "fingerprint": np.array(self.fingerprint)}
+        if self.inputs:
+            arrays |= {"format": np.array(2), "inputs": np.array(self.inputs)}
         arrays |= {"accuracy_scale": self.accuracy_scale, "proxy_scale": self.proxy_scale, **self.weights}
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
@@ -96,8 +117,10 @@ class Predictor:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             version = int(arrays.pop("format"))
-            weights = {f"{layer}.{part}": arrays[f"{layer}.{part}"] for layer in LAYERS for part in ("weight", "bias")}
+            names = [f"{layer}.{part}" for layer in LAYERS for part in ("weight", "bias")]
+            weights = {name: arrays[name] for name in names if name in arrays or name not in _OPTIONAL}
             fingerprint = str(arrays["fingerprint"])
+            inputs = arrays["inputs"] if version == 2 else np.array((), str)
             accuracy_scale, proxy_scale = arrays["accuracy_scale"], arrays["proxy_scale"]
         except FileNotFoundError:
             raise PynasError(
@@ -105,19 +128,30 @@ class Predictor:
             ) from None
         except Exception as error:  # a zip, pickle, key or shape error: whatever it is, the file is not a predictor
             raise PynasError(f"{path}: not a pynas predictor ({type(error).__name__}: {error})") from None
-        if version != _FORMAT:
-            raise PynasError(f"{path}: predictor format {version}; this pynas reads format {_FORMAT}")
-        if complaint := _complaint(weights, accuracy_scale, proxy_scale):
+        if version not in _FORMATS:
+            formats = " and ".join(map(str, _FORMATS))
+            raise PynasError(f"{path}: predictor format {version}; this pynas reads formats {formats}")
+        if complaint := _complaint(weights, accuracy_scale, proxy_scale, inputs):
             raise PynasError(f"{path}: not a pynas predictor: {complaint}")
-        return cls(fingerprint, weights, accuracy_scale, proxy_scale)
+        return cls(fingerprint, weights, accuracy_scale, proxy_scale, tuple(map(str, inputs)))
 
 
-def _complaint(weights: Mapping[str, Any], accuracy_scale: Any, proxy_scale: Any) -> str | None:
+def _complaint(weights: Mapping[str, Any], accuracy_scale: Any, proxy_scale: Any, inputs: Any) -> str | None:
     """What is wrong with the arrays of a file, or None."""
+    if inputs.ndim != 1 or inputs.dtype.kind != "U":
+        return f"inputs has shape {inputs.shape} and dtype {inputs.dtype}; expected (n,) names"
+    if unknown := [str(name) for name in inputs if name not in COSTS]:
+        return f"inputs holds {unknown[0]!r}; allowed: {', '.join(COSTS)}"
+    if len(set(inputs)) != len(inputs):
+        return f"inputs holds a name twice: {', '.join(inputs)}"
+    if len(found := [name for name in _OPTIONAL if name in weights]) == 1:
+        return f"has {found[0]} alone; a proxy head is {' and '.join(_OPTIONAL)}"
     width, hidden = len(weights["embedding.bias"]), len(weights["hidden.bias"])
     shapes = {"embedding.weight": (width, None), "proxy.weight": (len(PROXIES), width), "proxy.bias": (len(PROXIES),)}
     shapes |= {"hidden.weight": (hidden, None), "output.weight": (1, hidden), "output.bias": (1,)}
     for name, shape in shapes.items():
+        if name in _OPTIONAL and name not in weights:
+            continue
         found = weights[name].shape
         if len(found) != len(shape) or any(e not in (None, f) for e, f in zip(shape, found, strict=True)):
             return f"{name} has shape {found}"

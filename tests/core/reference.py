@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from pynas import _core
+
 
 def random_weights(architecture: int, recipe: int, embedding: int, hidden: int, seed: int) -> dict[str, Any]:
+    """`architecture` counts the statistics too."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> Any:
@@ -25,11 +28,17 @@ def random_weights(architecture: int, recipe: int, embedding: int, hidden: int, 
     }
 
 
-def reference_scores(space: Any, weights: dict[str, Any], genomes: Any) -> Any:
+def logarithms(space: Any, statistics: tuple[str, ...], genomes: Any) -> Any:
+    costs = space.costs(genomes, 1)[:, [_core.COSTS.index(name) for name in statistics]]
+    return np.log(np.maximum(costs, 1).astype(np.float64))
+
+
+def reference_scores(space: Any, weights: dict[str, Any], genomes: Any, statistics: tuple[str, ...] = ()) -> Any:
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     features = space.features(genomes).astype(np.float64)
-    architecture = w["embedding_weight"].shape[1]
-    embedding = np.maximum(features[:, :architecture] @ w["embedding_weight"].T + w["embedding_bias"], 0)
+    architecture = w["embedding_weight"].shape[1] - len(statistics)
+    inputs = np.concatenate([features[:, :architecture], logarithms(space, statistics, genomes)], axis=1)
+    embedding = np.maximum(inputs @ w["embedding_weight"].T + w["embedding_bias"], 0)
     joined = np.concatenate([embedding, features[:, architecture:]], axis=1)
     hidden = np.maximum(joined @ w["hidden_weight"].T + w["hidden_bias"], 0)
     return (hidden @ w["output_weight"] + w["output_bias"]) * w["scale"] + w["mean"]

@@ -21,7 +21,7 @@ BOUNDS = within({"params": 7_500_000}, {"flops": 550_000_000})
 
 @pytest.fixture(scope="module")
 def predictor(table2):
-    return _core.Predictor(table2, **random_weights(36, 7, 24, 32, seed=1))
+    return _core.Predictor(table2, (), **random_weights(36, 7, 24, 32, seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,23 @@ def test_default_mode(table2, predictor, initial):
     assert kept[3] == DEFAULT
 
 
+@pytest.mark.parametrize("mode", [DEFAULT, PAPER], ids=["default", "paper"])
+def test_statistics_among_the_inputs(table2, initial, mode):
+    predictor = _core.Predictor(table2, ("flops", "params"), **random_weights(38, 7, 24, 32, seed=1))
+    settings = {**mode, "restarts": 3, "max_evaluations": 5000}
+    result = evolve(table2, predictor, initial, BOUNDS, settings)
+    check_result(table2, predictor, result, 40)
+    costs = table2.costs(result["genomes"], 1)
+    assert ((costs >= BOUNDS[0]) & (costs <= BOUNDS[1])).all()
+    for threads in (2, 8):
+        again = evolve(table2, predictor, initial, BOUNDS, settings, threads=threads)
+        assert np.array_equal(again["genomes"], result["genomes"])
+        assert np.array_equal(again["scores"], result["scores"])
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_better_than_random_at_equal_evaluations(table2, seed):
-    predictor = _core.Predictor(table2, **random_weights(36, 7, 24, 32, seed=seed))
+    predictor = _core.Predictor(table2, (), **random_weights(36, 7, 24, 32, seed=seed))
     settings = {**DEFAULT, "max_evaluations": 10_000, "patience": 1000}
     result = evolve(table2, predictor, random_genomes(table2, 0), BOUNDS, settings, seed)
     assert result["evaluations"] == 10_000
@@ -128,7 +142,7 @@ def test_paper_mode_returns_what_the_letter_says(table2, predictor, initial):
 def test_paper_mode_never_starts_below_zero(table2, initial):
     """s0* = 0: a best initial score that is negative ends the loop before its first generation."""
     weights = {**random_weights(36, 7, 24, 32, seed=1), "mean": -100.0}
-    predictor = _core.Predictor(table2, **weights)
+    predictor = _core.Predictor(table2, (), **weights)
     result = evolve(table2, predictor, initial, BOUNDS, PAPER)
     assert result["evaluations"] == 0
     assert len(result["scores"]) == 40
@@ -164,7 +178,7 @@ def test_a_tiny_space_is_exhausted(table2):
     table.variable("a", range(3))
     table.variable("b", [0, 1])
     space = table.compile()
-    predictor = _core.Predictor(space, **random_weights(3, 0, 2, 3, seed=0))
+    predictor = _core.Predictor(space, (), **random_weights(3, 0, 2, 3, seed=0))
     settings = {**DEFAULT, "patience": 10**9, "max_evaluations": 10**9, "random": 2, "mutation_floor": 0.5}
     result = evolve(space, predictor, np.zeros((0, 2), np.uint8), UNBOUNDED, settings)
     assert len(result["genomes"]) == 6

@@ -23,7 +23,7 @@ def indifferent_predictor(space: Any, features: int) -> Any:
     def zeros(*shape: int) -> Any:
         return np.zeros(shape, np.float32)
 
-    return _core.Predictor(space, zeros(1, features), zeros(1), zeros(1, 1), zeros(1), zeros(1), 0.0, 1.0, 1.0)
+    return _core.Predictor(space, (), zeros(1, features), zeros(1), zeros(1, 1), zeros(1), zeros(1), 0.0, 1.0, 1.0)
 
 
 def wide_space(choices: list[int]) -> tuple[Any, Any]:
@@ -95,7 +95,7 @@ def test_crossover_goes_by_the_fitter_of_two():
     space, _ = wide_space([9] * 20)
     ones = np.ones((1, 20), np.float32)
     zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
-    predictor = _core.Predictor(space, ones, zero, one[None], zero, one, 0.0, 0.0, 1.0)  # the sum of the features
+    predictor = _core.Predictor(space, (), ones, zero, one[None], zero, one, 0.0, 0.0, 1.0)  # the sum of the features
     parents = np.array([[8] * 20, [1] * 20], np.uint8)
     settings = {**ONE_GENERATION, "restarts": 1, "children": 500, "keep": 2000, "max_evaluations": 1000, "k1": 1.0}
     genomes = _core.evolve(space, predictor, parents, *UNBOUNDED, {**settings, "k3": 1.0}, 0, 1)["genomes"]
