@@ -2,7 +2,8 @@
 
 The paper's space (35 variables), at most 550M FLOPs, predictors of embedding 24 and hidden 32, one thread. Peers run
 twice: with scores and FLOPs in torch, and with pynas' compiled ones, where what is left is the search itself. Every
-round is another predictor or seed, the same for all. Every answer is checked before a time is printed.
+round is another predictor or seed, the same for all but "with statistics", whose predictors have the logarithms of
+FLOPs and params among their inputs too. Every answer is checked before a time is printed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pynas import EvolutionResult, Predictor, Space
 LIMIT = 550_000_000
 EVALUATIONS = 50_000
 PREDICTORS = 4
+STATISTICS = ("flops", "params")
+WITH_STATISTICS = "pynas, with statistics"
 SPEND_ALL = {"restarts": 1, "patience": 10**9, "max_evaluations": EVALUATIONS}
 
 # The best settings found for each (--tune prints the trials): the best mean score, the faster of equals.
@@ -72,17 +75,20 @@ class Problems:
         some = self.space.sample(20_000, seed=1)
         assert np.array_equal(self.tables(some), self.space.costs(some)["flops"]), "the tables of the peers are wrong"
         self.predictors: list[Predictor] = [synthetic_predictor(self.space, i) for i in range(PREDICTORS)]
+        self.with_statistics = [synthetic_predictor(self.space, i, inputs=STATISTICS) for i in range(PREDICTORS)]
         self.fitness: dict[str, list[Any]] = {
             "torch": [TorchFitness(p, self.encoding, self.tables) for p in self.predictors],
             "core": [CoreFitness(self.space, p) for p in self.predictors],
         }
 
-    def check(self, i: int, genome: Any, claimed: float | None = None) -> float:
+    def check(self, i: int, genome: Any, claimed: float | None = None, *, statistics: bool = False) -> float:
         """The reference's score of an answer, which must be feasible."""
         flops = reference_flops(self.space, genome)
         assert flops == self.tables(genome[None])[0], "the tables disagree with the count block by block"
         assert flops <= LIMIT, f"infeasible: {flops} FLOPs"
-        score = float(reference_score(self.predictors[i % PREDICTORS], self.encoding, genome[None])[0])
+        predictor = (self.with_statistics if statistics else self.predictors)[i % PREDICTORS]
+        costs = self.space.decode(genome)[0].cost()
+        score = float(reference_score(predictor, self.encoding, genome[None], costs)[0])
         assert claimed is None or abs(score - claimed) < 1e-3, f"claimed {claimed}, is {score}"
         return score
 
@@ -95,9 +101,9 @@ class Problems:
 
         return run
 
-    def pynas(self, **settings: Any) -> Callable[[int], EvolutionResult]:
+    def pynas(self, *, statistics: bool = False, **settings: Any) -> Callable[[int], EvolutionResult]:
         def run(i: int) -> EvolutionResult:
-            predictor = self.predictors[i % PREDICTORS]
+            predictor = (self.with_statistics if statistics else self.predictors)[i % PREDICTORS]
             return pynas.evolve(self.space, predictor, budget={"flops": LIMIT}, seed=i, threads=1, **settings)
 
         return run
@@ -146,6 +152,7 @@ def main() -> None:
         return tune(problems, options.rounds)
 
     cases: dict[str, Callable[[int], Any]] = {"pynas": problems.pynas(**SPEND_ALL), "pynas, defaults": problems.pynas()}
+    cases[WITH_STATISTICS] = problems.pynas(statistics=True, **SPEND_ALL)
     for name in installed():
         cases[f"{name}, torch scoring"] = problems.peer(name, "torch")
         cases[f"{name}, pynas scoring"] = problems.peer(name, "core")
@@ -157,7 +164,8 @@ def main() -> None:
         for i, answer in enumerate(run.answers):
             ours = isinstance(answer, EvolutionResult)
             genome = answer.genomes[0] if ours else answer[0]
-            scores.append(problems.check(i, genome, float(answer.scores[0]) if ours else None))
+            claimed = float(answer.scores[0]) if ours else None
+            scores.append(problems.check(i, genome, claimed, statistics=name == WITH_STATISTICS))
             spent.append(answer.evaluations if ours else answer[1])
         results[name] = run.summary(runs["pynas"]) | {
             "evaluations": statistics.mean(spent),

@@ -28,6 +28,7 @@ def main() -> None:
     around = harness.machine("torch")
     space = pynas.load_space("fbnetv3", pin={"ema": True})
     predictor, encoding, tables = synthetic_predictor(space, 0), Encoding(space), FlopTables(space)
+    with_statistics = synthetic_predictor(space, 0, inputs=("flops", "params"))
     tuned = TorchFitness(predictor, encoding, tables)
     mean, scale = map(float, predictor.accuracy_scale)
     w = {name: torch.from_numpy(np.array(array)) for name, array in predictor.weights.items()}
@@ -37,6 +38,9 @@ def main() -> None:
 
     def score_only(genomes: Any) -> tuple[Any, Any]:
         return predictor.score(space, genomes, threads=1), None
+
+    def scores_with_statistics(genomes: Any) -> tuple[Any, Any]:
+        return with_statistics.score(space, genomes, threads=1), None
 
     def costs_only(genomes: Any) -> tuple[Any, Any]:
         return None, space.costs(genomes, threads=1)["flops"]
@@ -59,6 +63,7 @@ def main() -> None:
     methods: dict[str, Callable[[Any], tuple[Any, Any]]] = {
         "pynas": ours,
         "pynas, scores only": score_only,
+        "pynas, scores with statistics only": scores_with_statistics,
         "pynas, costs only": costs_only,
         "numpy and torch": numpy_and_torch,
         "all in torch, in pieces": all_torch,
@@ -68,10 +73,13 @@ def main() -> None:
     for n in BATCHES:
         genomes = space.sample(n, seed=1)
         expected, flops = reference_score(predictor, encoding, genomes), tables(genomes)
+        counted = space.costs(genomes, threads=1)
+        others = {scores_with_statistics: reference_score(with_statistics, encoding, genomes, counted)}
         for name, method in methods.items():
-            scores, counted = method(genomes)
-            assert scores is None or np.abs(scores - expected).max() < 1e-3, f"{name}: wrong scores"
-            assert counted is None or np.array_equal(counted, flops), f"{name}: wrong FLOPs"
+            scores, found = method(genomes)
+            wanted = others.get(method, expected)
+            assert scores is None or np.abs(scores - wanted).max() < 1e-3, f"{name}: wrong scores"
+            assert found is None or np.array_equal(found, flops), f"{name}: wrong FLOPs"
         runs = harness.measure(
             {name: lambda _, run=method, rows=genomes: run(rows) for name, method in methods.items()}, options.rounds
         )

@@ -4,6 +4,7 @@ answer is checked against.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from pynas.space.table import Variable
 Genomes = NDArray[np.uint8]
 
 
-def synthetic_predictor(space: Space, number: int, embedding: int = 24, hidden: int = 32) -> Predictor:
-    """A predictor with random weights (He), the same for the same number."""
+def synthetic_predictor(
+    space: Space, number: int, embedding: int = 24, hidden: int = 32, inputs: tuple[str, ...] = ()
+) -> Predictor:
+    """A predictor with random weights (He), the same for the same number; its statistics are standardised."""
     random = generator(number, "benchmark predictor")
 
     def layer(outputs: int, inputs: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -29,7 +32,13 @@ def synthetic_predictor(space: Space, number: int, embedding: int = 24, hidden: 
     weights = {
         f"{name}.{part}": array for name, pair in layers.items() for part, array in zip(("weight", "bias"), pair)
     }
-    return Predictor(space.fingerprint, weights, np.array([75.0, 2.0]), np.array([[0.0, 1.0], [0.0, 1.0]]))
+    if inputs:
+        costs = space.costs(space.sample(1000, seed=1), threads=1)
+        logarithms = np.log(np.stack([costs[name] for name in inputs], 1))
+        own = random.standard_normal((embedding, len(inputs))) * np.sqrt(2 / len(inputs)) / logarithms.std(0)
+        weights["embedding.weight"] = np.hstack([weights["embedding.weight"], own]).astype(np.float32)
+        weights["embedding.bias"] -= (own @ logarithms.mean(0)).astype(np.float32)
+    return Predictor(space.fingerprint, weights, np.array([75.0, 2.0]), np.array([[0.0, 1.0], [0.0, 1.0]]), inputs)
 
 
 class Encoding:
@@ -92,11 +101,15 @@ class FlopTables:
         return self.entries.take(places.astype(np.intp)).sum(1)
 
 
-def reference_score(predictor: Predictor, encoding: Encoding, genomes: Genomes) -> NDArray[np.float64]:
-    """The predictor in plain numpy and float64."""
+def reference_score(
+    predictor: Predictor, encoding: Encoding, genomes: Genomes, costs: Mapping[str, Any] | None = None
+) -> NDArray[np.float64]:
+    """The predictor in plain numpy and float64. `costs`: of every genome, where statistics are among the inputs."""
     w = predictor.weights
     features = encoding(genomes).astype(np.float64)
     architecture, recipe = np.split(features, [encoding.architecture], axis=1)
+    statistics = [np.log(np.atleast_1d((costs or {})[name])) for name in predictor.inputs]
+    architecture = np.column_stack([architecture, *statistics])
     embedding = np.maximum(architecture @ w["embedding.weight"].T + w["embedding.bias"], 0)
     hidden = np.maximum(np.hstack([embedding, recipe]) @ w["hidden.weight"].T + w["hidden.bias"], 0)
     mean, scale = predictor.accuracy_scale

@@ -71,6 +71,18 @@ def test_any_variables(table, embedding, hidden, statistics, seed):
     check_scores(space, weights, random_genomes(space, 70, seed=seed), statistics)
 
 
+@pytest.mark.parametrize("embedding", [0, 3])
+def test_a_recipe_alone_with_statistics(embedding):
+    """Statistics are the only inputs of the embedding: of a network without choices."""
+    table = Declaration()
+    table.row("conv", c=16)
+    table.row("fc", c=10)
+    table.variable("lr", range(20, 31), "recipe")
+    space = table.compile(32)
+    weights = random_weights(2, 1, embedding, 5, seed=0)
+    check_scores(space, weights, random_genomes(space, 65), ("params", "flops"))
+
+
 @pytest.mark.parametrize("statistics", [("flops", "params"), ("parameters",), _core.COSTS[::-1]])
 @pytest.mark.parametrize("name", ["fbnetv3", "fbnetv3_28"])
 def test_scores_with_statistics(name, statistics):
