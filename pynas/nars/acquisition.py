@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 UNLABELLED = 4000  # genomes of the pool over which features are standardised
 LEARNT = 9000
+LISTED = 200
 OF_EACH = 500  # random genomes within each budget beside the pool, which may hold few of a narrow one
 
 
@@ -129,12 +130,28 @@ class Acquisition:
         features = self._features[free].join(self.encoding(self.domain.genomes(self.space, new)))
         mean, deviation = model.process.predict(features)
         genomes = np.concatenate([self.pool[free], new])
-        within = self._within(genomes)
-        rows = aimed_picks(mean, deviation, within, m, turn=turn, seed=self.seed, greedy=greedy)
+        # Only the best few thousand are looked at once more after every pick.
+        listed = _shortlist(mean, deviation, self._within(genomes), m)
+        genomes, mean, deviation = genomes[listed], mean[listed], deviation[listed]
+        picked = model.process.believer(features[listed]) if m > 1 and not greedy else None
+        settings: dict[str, Any] = {"turn": turn, "seed": self.seed, "greedy": greedy, "picked": picked}
+        rows = aimed_picks(mean, deviation, self._within(genomes), m, **settings)
         return Picks(genomes[rows], model.warp.inverse(mean[rows]))
 
     def _within(self, genomes: NDArray[np.uint8]) -> NDArray[np.bool_]:
         return np.array([self.space.feasible(genomes, budget) for budget in self.aims.values()])
+
+
+def _shortlist(
+    mean: NDArray[np.float64], deviation: NDArray[np.float64], within: NDArray[np.bool_], m: int
+) -> NDArray[np.intp]:
+    """The best of each budget at several degrees of optimism."""
+    listed = set[int]()
+    for admitted in map(np.flatnonzero, within):
+        for kappa in (0.0, 0.5, 1.0, 2.0, 4.0):
+            bound = mean[admitted] + kappa * deviation[admitted]
+            listed |= set(admitted[np.argsort(-bound, kind="stable")[: LISTED + m]].tolist())
+    return np.array(sorted(listed), np.intp)
 
 
 def _distinct(genomes: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ round takes kappa = 0. The answer under a budget is the best candidate that was 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,13 +50,14 @@ def aimed_picks(
     seed: int,
     greedy: bool = False,
     free: NDArray[np.bool_] | None = None,
+    picked: Callable[[int], NDArray[np.float64]] | None = None,
 ) -> list[int]:
     """Indices of at most `m` candidates, without repetition.
 
     `mean` and `deviation` are those of the candidates' accuracy, ``(n,)``, on the scale on which it is normal; `within`
     and `free` as in `first_picks`. `turn` counts the picks made before, in this search: it tells which budget is next,
     and with `seed` what kappa is. A budget that admits no free candidate gives its turn to the next. `greedy` is for
-    the last round.
+    the last round. `picked` is told every pick and gives the deviations that remain once it is believed.
     """
     free = np.ones(len(mean), np.bool_) if free is None else free.copy()
     chosen: list[int] = []
@@ -68,6 +69,8 @@ def aimed_picks(
                 best = int(open_[np.argmax(mean[open_] + kappa * deviation[open_])])
                 free[best] = False
                 chosen.append(best)
+                if picked and len(chosen) < m:
+                    deviation = picked(best)
                 break
     return chosen
 

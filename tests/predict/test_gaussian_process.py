@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 
 from pynas.predict.domain import Batch, Dimension, Domain
 from pynas.predict.encoding import Encoding, Features
-from pynas.predict.gaussian_process import CONSTANT, MANY, MOST, Evidence, GaussianProcess, Hyperparameters, prior_medians
+from pynas.predict.gaussian_process import (
+    CONSTANT,
+    MANY,
+    MOST,
+    Evidence,
+    GaussianProcess,
+    Hyperparameters,
+    prior_medians,
+)
 
 DOMAIN = Domain(
     (
@@ -84,7 +92,9 @@ def test_evidence_and_posterior_are_those_of_the_dense_formulas(matern: bool) ->
     covariance = dense(inputs, inputs, at) + np.diag(at.noise + variance)
     inverse = np.linalg.inv(covariance)
     away = at.vector - prior_medians(inputs, matern).vector
-    expected = -0.5 * labels @ inverse @ labels - 0.5 * np.linalg.slogdet(covariance)[1] - 0.5 * (away / 1.5) @ (away / 1.5)
+    expected = (
+        -0.5 * labels @ inverse @ labels - 0.5 * np.linalg.slogdet(covariance)[1] - 0.5 * (away / 1.5) @ (away / 1.5)
+    )
     assert Evidence(inputs, labels, variance, prior_medians(inputs, matern))(at.vector)[0] == pytest.approx(expected)
     cross = dense(queries, inputs, at)
     mean, deviation = GaussianProcess(inputs, labels, variance, at).predict(queries)
@@ -157,6 +167,15 @@ def test_believing_leaves_means_and_shrinks_deviations_near_what_is_pending() ->
     assert (after[1] <= before[1] + 1e-9).all()
     assert (after[1][:5] < 0.9 * before[1][:5]).all()
     assert process.believing(asked[np.arange(0)]) is process
+
+
+def test_believing_one_after_another_is_believing_them_all() -> None:
+    batch, asked = draw(40), features(draw(60, seed=1))
+    process = GaussianProcess.fit(features(batch), truth(batch) - truth(batch).mean())
+    believe = process.believer(asked)
+    for row, rows in ((7, [7]), (20, [7, 20]), (3, [7, 20, 3])):
+        expected = process.believing(asked[np.array(rows)]).predict(asked)[1]
+        assert believe(row) == pytest.approx(expected, abs=1e-5)
 
 
 def test_more_labels_than_it_takes_are_thinned_and_the_best_stay() -> None:

@@ -128,7 +128,6 @@ def test_distilled_it_ranks_as_its_model_does_and_the_core_scores_it(kind: str) 
 
 
 def test_distillation_of_a_recipe_alone() -> None:
-    architecture, _ = SPACE.decode(GENOMES[0])
     pins = {v.name: SPACE.values(GENOMES[0])[v.name] for v in SPACE.variables if v.group == "architecture"}
     space = pynas.load_space("fbnetv3_28", pin=pins)
     genomes = space.sample(300, seed=0)
