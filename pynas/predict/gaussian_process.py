@@ -175,9 +175,11 @@ class GaussianProcess:
         variance: Matrix | None = None,
         matern: bool = True,
         begin: Hyperparameters | None = None,
+        tune: bool = True,
         seed: int = 0,
     ) -> GaussianProcess:
-        """Tune and condition on ``(n,)`` labels. `begin`: hyperparameters of a fit before, to go on from.
+        """Tune and condition on ``(n,)`` labels. `begin`: hyperparameters of a fit before, to go on from, or to keep as
+        they are unless `tune`.
 
         Beyond `MANY` labels a random part is tuned on first, beyond `MOST_TUNED` it alone is, and beyond `MOST` the
         process knows a part of the labels only: the best third of `MOST`, and random ones.
@@ -192,7 +194,9 @@ class GaussianProcess:
         start = prior_medians(features, matern)
         at = start if begin is None else begin
         with one_blas_thread():
-            if len(labels) > MANY:
+            if not tune:
+                pass
+            elif len(labels) > MANY:
                 rows = np.sort(random.permutation(len(labels))[:TUNED_ON])
                 at = Evidence(features[rows], labels[rows], extra[rows], start).climb(at, 40)
                 if len(labels) <= MOST_TUNED:

@@ -178,6 +178,7 @@ def _fit_process(matern: bool) -> Callable[..., AccuracyModel]:
         *,
         variance: Vector | None = None,
         begin: Hyperparameters | None = None,
+        tune: bool = True,
         encoding: Encoding | None = None,
         seed: int = 0,
         **_: Any,
@@ -185,8 +186,8 @@ def _fit_process(matern: bool) -> Callable[..., AccuracyModel]:
         encoding = encoding or Encoding(domain, unlabelled)
         warp = LabelWarp.fit(labels)
         own = None if variance is None else variance * warp.slope**2
-        shared: dict[str, Any] = {"variance": own, "matern": matern, "begin": begin, "seed": seed}
-        return ProcessModel(encoding, warp, GaussianProcess.fit(encoding(batch), warp(labels), **shared))
+        shared: dict[str, Any] = {"variance": own, "matern": matern, "begin": begin, "tune": tune}
+        return ProcessModel(encoding, warp, GaussianProcess.fit(encoding(batch), warp(labels), seed=seed, **shared))
 
     return fit
 
@@ -230,8 +231,8 @@ def fit_model(
     `unlabelled` are some hundreds or thousands of candidates as they are to be predicted: features are standardised
     over them, and a pretrained MLP learns their statistics. `accuracies` is ``(n,)``; NaN is that of a failed training,
     which counts as the lowest accuracy measured. `settings`: `seed`; `variance`, what is known of each label's own
-    noise, `begin`, hyperparameters to go on from, and `encoding`, that of `unlabelled` where it is at hand (processes);
-    `settings`, PredictorSettings (MLPs).
+    noise, `begin`, hyperparameters to go on from, `tune`, False to keep those, and `encoding`, that of `unlabelled`
+    where it is at hand (processes); `settings`, PredictorSettings (MLPs).
 
     Raises PynasError for an unknown kind, for accuracies of another shape and where none is measured.
     """

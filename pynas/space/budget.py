@@ -54,10 +54,7 @@ class Budget:
         for name, value in costs.items():
             if name not in (*COSTS, LATENCY):
                 raise PynasError(f"budget: unknown cost {name!r}; allowed: {', '.join((*COSTS, LATENCY))}")
-            low, high = _read_bounds(name, value)
-            if low is not None and high is not None and low > high:
-                raise PynasError(f"budget {name}: the lower bound {low:g} is above the upper bound {high:g}")
-            bounds.append((name, (low, high)))
+            bounds.append((name, read_bounds(name, value)))
         object.__setattr__(self, "bounds", tuple(sorted(bounds)))
 
     @classmethod
@@ -112,7 +109,8 @@ class Budget:
         return " ".join(f"{name}={text(*bounds)}" for name, bounds in self.bounds) or "no bounds"
 
 
-def _read_bounds(name: str, value: Any) -> Bounds:
+def read_bounds(name: str, value: Any) -> Bounds:
+    """Bounds on a cost of any name, as `Budget` takes them. Raises PynasError."""
     if isinstance(value, str):
         text_low, colon, text_high = value.partition(":")
         value = (text_low or None, text_high or None) if colon else (None, text_low)
@@ -120,8 +118,10 @@ def _read_bounds(name: str, value: Any) -> Bounds:
         value = (None, value)
     if len(value) != 2:
         raise PynasError(f"budget {name}: {value!r}; allowed: (low, high), one upper bound, or text such as 400M:550M")
-    low, high = value
-    return _read_bound(name, low), _read_bound(name, high)
+    low, high = _read_bound(name, value[0]), _read_bound(name, value[1])
+    if low is not None and high is not None and low > high:
+        raise PynasError(f"budget {name}: the lower bound {low:g} is above the upper bound {high:g}")
+    return low, high
 
 
 def _read_bound(name: str, bound: Any) -> float | None:

@@ -1,0 +1,1 @@
+"""pynas inside of other tools; each module imports its own."""
