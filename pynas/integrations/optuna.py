@@ -13,6 +13,7 @@ import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,8 @@ class NARSSampler(BaseSampler):
         self._budgets = self._read_budgets(budgets)
         self._begin()
         if self._distributions is not None:
-            _ = self._ground(self._distributions).pool  # a budget that cannot be met is told at once
+            ground = self._ground(self._distributions)
+            ground.costs(ground.pool)  # a budget that cannot be met is told at once
 
     def _read_budgets(
         self, budgets: Mapping[str, Budget | Mapping[str, Any] | str] | None
@@ -141,15 +143,15 @@ class NARSSampler(BaseSampler):
             raise PynasError(f"{hidden}: fixed by another sampler; fix it by load_space(..., pin={{{hidden!r}: ...}})")
         with self._lock:
             ground = self._ground(search_space)
-            avoided: set[bytes] = set()
-            for _ in range(5):  # a process beside this one may announce the same at the same time
-                point = self._pick(ground, study, trial, avoided)
+            seen = self._seen(ground, study, trial)
+            for _ in range(5):
+                point = self._pick(ground, seen, trial)
                 values = ground.values(point)
                 self._announce(ground, study, trial, values)
-                key = keys(point[None])[0]
-                if key not in keys(self._seen(ground, study, trial).pending):
+                # A process beside this one may have announced the same meanwhile, and even be done with it.
+                before, seen = seen.keys, self._seen(ground, study, trial)
+                if keys(point[None])[0] not in seen.keys - before:
                     break
-                avoided.add(key)
             return values
 
     def sample_independent(
@@ -248,10 +250,8 @@ class NARSSampler(BaseSampler):
             np.array(pending or np.empty(width)),
         )
 
-    def _pick(self, ground: Ground, study: Study, trial: FrozenTrial, avoided: set[bytes]) -> Points:
-        seen = self._seen(ground, study, trial)
-        taken = {*keys(seen.ended), *keys(seen.pending), *avoided}
-        fixed = _fixed(ground, trial)
+    def _pick(self, ground: Ground, seen: _Seen, trial: FrozenTrial) -> Points:
+        taken, fixed = seen.keys, _fixed(ground, trial)
         trained = seen.ended[seen.counted]
         if len(trained) < self._first or not np.isfinite(seen.labels).any():
             return self._first_pick(ground, trial.number, taken, fixed)
@@ -330,6 +330,10 @@ class _Seen:
     counted: NDArray[np.intp]  # which of them have labels
     labels: NDArray[np.float64]  # the higher the better, between -1 and 1; NaN is a failed trial
     pending: Points
+
+    @cached_property
+    def keys(self) -> set[bytes]:
+        return {*keys(self.ended), *keys(self.pending)}
 
 
 class _Choice:
