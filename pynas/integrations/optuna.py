@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 _ANNOUNCED = "nars:params"  # system attributes of a trial: what it was given, before it has asked for all of it
 _LONGEST = 2045  # characters of an attribute in a relational storage
 _GROUNDS = 4  # search spaces that are remembered
-_CLIMBS = 3  # times that a pick's neighbours become candidates
+_CLIMBS = 3  # times that the neighbours of the best candidates become candidates
+_CLIMBERS = 8  # of the best
 _FEW = 1000  # labels beyond which candidates become fewer: a prediction costs the square of the labels
 _PARENTS = 5  # best trials of each budget whose neighbours are candidates
 
@@ -270,9 +271,9 @@ class NARSSampler(BaseSampler):
         chosen = _Choice(ground, model, fixed)
         chosen.add(points)
         for _ in range(0 if ground.everything is not None else _CLIMBS):
-            best = chosen.pick(trial.number, self.seed, taken)
-            chosen.add(ground.mutants(chosen.points[best][None], max(1, more // 2), random))
-        return chosen.points[chosen.pick(trial.number, self.seed, taken)]
+            best = chosen.pick(trial.number, self.seed, seen.keys, _CLIMBERS)
+            chosen.add(ground.mutants(chosen.points[best], max(1, more // 2), random))
+        return chosen.points[chosen.pick(trial.number, self.seed, seen.keys)[0]]
 
     def _first_pick(self, ground: Ground, number: int, taken: set[bytes], fixed: Mapping[int, float]) -> Points:
         """The trial's place in one order of random candidates, or what comes after it."""
@@ -357,13 +358,15 @@ class _Choice:
         self.within = np.concatenate([self.within, within[:, rows]], axis=1)
         self.keys += keys(batch.points)
 
-    def pick(self, turn: int, seed: int, taken: set[bytes]) -> int:
-        """What was tried is picked again only where there is nothing else."""
+    def pick(self, turn: int, seed: int, taken: set[bytes], n: int = 1) -> list[int]:
+        """The best `n` for one turn. What was tried is picked again only where there is nothing else."""
         free = np.array([key not in taken for key in self.keys], np.bool_)
         mean, deviation = self.posterior
-        shared: dict[str, Any] = {"turn": turn, "seed": seed}
-        found = aimed_picks(mean, deviation, self.within, 1, free=free, **shared)
-        return (found or aimed_picks(mean, deviation, self.within, 1, **shared))[0]
+        picks: list[int] = []
+        for _ in range(n):
+            picks += aimed_picks(mean, deviation, self.within, 1, turn=turn, seed=seed, free=free)
+            free[picks] = False
+        return picks or aimed_picks(mean, deviation, self.within, 1, turn=turn, seed=seed)
 
 
 def suggest(trial: Trial, space: Space) -> NDArray[np.uint8]:

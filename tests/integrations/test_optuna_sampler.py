@@ -328,6 +328,16 @@ def test_what_is_enqueued_is_kept_and_the_rest_is_chosen_for_it() -> None:
     assert all(flops(trial.params)["flops"] <= 1e6 for trial in study.trials[:4])
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_another_sampler_may_fix_parameters_but_not_those_of_a_table() -> None:
+    study = study_of(optuna.samplers.PartialFixedSampler({"n": 3}, small(first=2)))
+    study.optimize(mixed, n_trials=5)
+    assert {trial.params["n"] for trial in study.trials} == {3}
+    study.sampler = optuna.samplers.PartialFixedSampler({"ema": True}, small(space=SPACE))
+    with pytest.raises(PynasError, match=r"ema: fixed by another sampler; fix it by load_space\(\.\.\., pin="):
+        suggest(study.ask(), SPACE)
+
+
 def test_a_study_with_a_pruner_that_splits_it() -> None:
     def objective(trial: Trial) -> float:
         value = mixed(trial)
