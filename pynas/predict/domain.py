@@ -90,7 +90,7 @@ class Domain:
             cost = np.asarray(costs[name], np.float64)  # type: ignore[index]
             if cost.shape != (len(points),) or not np.isfinite(cost).all():
                 raise PynasError(f"costs: {name} has shape {cost.shape}; allowed: {len(points)} finite numbers")
-            statistics[:, i] = np.log(np.maximum(cost, 1))  # a model that no table describes counts as 0
+            statistics[:, i] = np.log(np.maximum(cost, _LEAST))
         return Batch(points, statistics)
 
     def genomes(self, space: Space, genomes: NDArray[np.uint8]) -> Batch:
@@ -98,6 +98,7 @@ class Domain:
         return self.batch(genomes, space.costs(genomes))
 
 
+_LEAST = 1e-9  # in place of a cost of 0, as a model has that no table describes
 STATISTICS = ("flops", "params")
 """Counts that come free with a genome (section 3.2), in the order of the predictor's inputs."""
 
