@@ -67,6 +67,7 @@ def study(method: str, seed: int, count: int, space: Path, folder: Path, quick: 
     bounds = {"flops": [LOWEST * FLOPS, FLOPS]}
     config = NARSConfig(
         space=str(space),
+        selection="paper",
         seed=seed,
         pool={"size": 5000, "budget": bounds},
         iterations=iterations,
