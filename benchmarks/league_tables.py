@@ -214,7 +214,9 @@ def read_csv(path: str | Path) -> Table:
         raise PynasError(f"{path}: {len(lines)} rows, none with an accuracy; needed: at least one")
     if not kept.all():
         print(f"{path}: {np.sum(~kept)} of {len(kept)} rows have no accuracy and are left out", file=sys.stderr)
-    columns = {name: [value for value, keep in zip(column, kept, strict=True) if keep] for name, column in columns.items()}
+    columns = {
+        name: [value for value, keep in zip(column, kept, strict=True) if keep] for name, column in columns.items()
+    }
 
     variables: list[tuple[Dimension, Vector]] = []
     costs: dict[str, Vector] = {}
@@ -243,7 +245,7 @@ def read_csv(path: str | Path) -> Table:
 
 
 def _base(name: str) -> str:
-    """"accuracy" of accuracy.2."""
+    """ "accuracy" of accuracy.2."""
     base, dot, number = name.partition(".")
     return base if not dot or number.isdecimal() else ""
 
@@ -279,7 +281,9 @@ def _variable(path: Path, name: str, column: list[str]) -> tuple[Dimension, Vect
         found = Dimension(title, tuple(map(float, choices)), ordered=True, kind=kind, log=log, recipe=recipe)
         return found, places.reshape(-1).astype(np.float64)
     placed = np.log(numbers) if log else numbers
-    return Dimension(title, None, ordered=True, kind=kind, log=log, recipe=recipe), (placed - placed.min()) / np.ptp(placed)
+    return Dimension(title, None, ordered=True, kind=kind, log=log, recipe=recipe), (placed - placed.min()) / np.ptp(
+        placed
+    )
 
 
 # What both leagues share ------------------------------------------------------------------------------------------
@@ -338,9 +342,15 @@ class Cells:
         keys = [(table, contestant, count, seed) for seed in range(seeds)]
         return np.array([self.values[key][0] for key in keys if key in self.values])
 
+    def played(self, table: str, contestant: str, seeds: int) -> int:
+        """Seeds of which anything was measured."""
+        return len({seed for name, who, _, seed in self.values if (name, who) == (table, contestant) and seed < seeds})
+
     def seconds(self, contestant: str, count: int) -> Vector:
         """Over all tables and seeds."""
-        return np.array([took for (_, name, n, _), (_, took) in self.values.items() if (name, n) == (contestant, count)])
+        return np.array(
+            [took for (_, name, n, _), (_, took) in self.values.items() if (name, n) == (contestant, count)]
+        )
 
 
 def mean_and_error(values: Vector) -> tuple[float, float]:
