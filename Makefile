@@ -41,6 +41,8 @@ format: $(VENV)/.installed-dev
 sanitize: $(VENV)/.installed-dev
 	sh tests/core/sanitize.sh $(BIN)
 
+LEAGUE := hpolib/protein_structure nasbench201/cifar100
+
 bench: $(VENV)/.installed-dev
 	$(PIP) install -q -e '.[bench]' --no-build-isolation
 	$(BIN)/python benchmarks/bench_evolve.py
@@ -59,6 +61,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench_mpi_executor.py
 	$(BIN)/python benchmarks/bench_sync_batch_norm.py
 	$(BIN)/python benchmarks/bench_scaling.py
+	$(BIN)/python benchmarks/league_predictors.py --seeds 2 --tables $(LEAGUE)
+	$(BIN)/python benchmarks/league_search.py --seeds 2 --counts 16 32 64 --tables $(LEAGUE)
 
 # torch first and pinned: a range may pull gigabytes of CUDA packages.
 $(VENV)/.torch:

@@ -189,7 +189,7 @@ def evaluate(
         ours = {count: mean for count, mean, _ in panel.get("Gaussian process", ())}
         behind = []
         for count in ours:
-            others = {name: dict((n, m) for n, m, _ in points).get(count) for name, points in panel.items()}
+            others = {name: {n: m for n, m, _ in points}.get(count) for name, points in panel.items()}
             best = max((name for name in others if others[name] is not None), key=lambda name: others[name])
             if best != "Gaussian process":
                 behind.append(f"at {count} {best} by {others[best] - ours[count]:.3f}")

@@ -112,8 +112,8 @@ def asynchronous(game: Game, count: int) -> list[int]:
     """Eight workers, each given a pick as soon as it is free; trainings take log-normal times.
 
     Hyperparameters are tuned again whenever an eighth of all, or as many again as before, have finished; in between the
-    process is conditioned on what has finished, and picks are made among the 256 best of each budget at optimisms 0, 1, 2
-    and 4 that the tuned model told. The last eighth of the picks takes no optimism.
+    process is conditioned on what has finished, and picks are made among the 256 best of each budget (n, where that is
+    more) at optimisms 0, 1, 2 and 4 that the tuned model told. The last eighth of the picks takes no optimism.
     """
     table, within, eighth = game.table, game.table.within, max(1, count // 8)
     durations = generator(game.seed, "durations", count).lognormal(0, 0.5, count)

@@ -368,16 +368,16 @@ def plot(
     bold: Callable[[str], bool],
 ) -> None:
     """A panel a table, a line a contestant with standard errors: its points are count, mean and error."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
     across = min(4, len(panels))
     down = -(-len(panels) // across)
-    figure, grid = pyplot.subplots(down, across, figsize=(4.2 * across + 1.8, 3.6 * down), squeeze=False)
+    width = 4.2 * across + 2.4
+    figure = Figure(figsize=(width, 3.6 * down))
+    grid = figure.subplots(down, across, squeeze=False)
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    colours = pyplot.get_cmap("tab20")
+    colours = colormaps["tab10"]
     lines: dict[str, Any] = {}
     for axes, (title, panel) in zip(grid.flat, panels.items()):
         for name, points in panel.items():
@@ -386,7 +386,7 @@ def plot(
                 counts,
                 np.maximum(means, _LOWEST) if log else means,
                 np.nan_to_num(errors),
-                color=colours(names.index(name) % 20),
+                color=colours(names.index(name) % 10),
                 linewidth=2.2 if bold(name) else 1,
                 linestyle="-" if bold(name) else "--",
                 marker="o" if bold(name) else ".",
@@ -401,9 +401,8 @@ def plot(
     for axes in grid.flat[len(panels) :]:
         axes.axis("off")
     figure.legend([lines[name] for name in names], names, loc="center right")
-    figure.tight_layout(rect=(0, 0, 1 - 2.4 / (4.2 * across + 1.8), 1))
+    figure.tight_layout(rect=(0, 0, 1 - 2.4 / width, 1))
     figure.savefig(path, dpi=80)
-    pyplot.close(figure)
     print(f"written: {path}")
 
 
