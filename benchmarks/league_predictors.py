@@ -129,8 +129,8 @@ def play(table: Table, name: str, count: int, seed: int) -> tuple[float, float]:
 def play_all(tables: Sequence[Table], options: Any, cells: Cells) -> list[str]:
     """The contestants that could be fitted."""
     absent: set[str] = set()
-    for table in tables:
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for table in tables:
             for name in options.contestants:
                 for count in options.counts:
                     key = (table.name, name, count, seed)
@@ -141,7 +141,7 @@ def play_all(tables: Sequence[Table], options: Any, cells: Cells) -> list[str]:
                     except ImportError as error:
                         harness.missing(CONTESTANTS[name][1], error)
                         absent.add(name)
-        print(f"{table.name}: done", file=sys.stderr, flush=True)
+        print(f"seed {seed}: done", file=sys.stderr, flush=True)
     return [name for name in options.contestants if name not in absent]
 
 

@@ -22,16 +22,17 @@ from league_tables import Cells, Table, Vector, mean_and_error
 
 from pynas.nars.aimed import aimed_picks, best_within, first_picks
 from pynas.nars.iterate import select_candidates
+from pynas.predict.domain import Batch, Domain
 from pynas.predict.encoding import Features
 from pynas.predict.gaussian_process import GaussianProcess
-from pynas.predict.models import ProcessModel, fit_model
+from pynas.predict.models import ProcessModel, fit_model, mlp_features
 from pynas.predict.settings import PredictorSettings
 from pynas.randomness import generator
 
 COUNTS = (16, 32, 64, 128, 256)
 UNLABELLED = 2000
 WORKERS = 8
-REPEATS = 10  # proposals of trained candidates in a row that a sampler of Optuna may make
+REPEATS = 3  # proposals of trained candidates in a row that a sampler of Optuna may make
 TARGETS = {"hpolib/protein_structure": 0.45, "hpolib/slice_localization": 0.55}  # at 128 candidates
 SLOWER = 1.10  # asynchronous by synchronous
 
@@ -43,6 +44,10 @@ class Game:
     table: Table
     seed: int
     _cache: dict[str, Features] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def mlp(self) -> PaperMLP:
+        return PaperMLP(self)
 
     @cached_property
     def labels(self) -> Vector:
@@ -177,19 +182,50 @@ def nars(game: Game, count: int) -> Predicted:
     """The paper's procedure: four rounds, an MLP pretrained on statistics, one candidate of each of m equal bins of the
     cost's range, and under each budget the best-scored of all that were not trained.
     """
-    table, settings, m = game.table, PredictorSettings(hidden=64), count // 4
-    genomes = np.arange(len(table), dtype=np.uint32).view(np.uint8).reshape(-1, 4)  # they are only told apart
+    table, m = game.table, count // 4
+    rows = np.arange(len(table), dtype=np.uint32).view(np.uint8).reshape(-1, 4)  # genomes, only told apart
     chosen: list[int] = []
     scores = generator(game.seed, "first iteration").random(len(table))
-    cost = table.cost
+    bounds = (float(table.cost.min()), float(table.cost.max()))
     while len(chosen) < count:
-        taken = {genomes[row].tobytes() for row in chosen}
-        bounds = (float(cost.min()), float(cost.max()))
+        taken = {rows[row].tobytes() for row in chosen}
         m = min(m, count - len(chosen))
-        chosen += map(int, select_candidates(genomes, cost, scores, m, flop_range=bounds, taken=taken))
-        scores = game.fit("pretrained_mlp", chosen, settings=settings).mean(table.batch)
+        chosen += map(int, select_candidates(rows, table.cost, scores, m, flop_range=bounds, taken=taken))
+        scores = game.mlp.scores(chosen)
     untrained = np.where(game.free(chosen), scores, -np.inf)
     return Predicted(chosen, [int(np.argmax(np.where(admitted, untrained, -np.inf))) for admitted in table.within])
+
+
+class PaperMLP:
+    """What `fit_model` makes of "pretrained_mlp", pretrained once for all rounds, as the paper does."""
+
+    def __init__(self, game: Game) -> None:
+        from pynas.predict.mlp import fit_statistics
+
+        domain, batch, unlabelled = game.table.domain, game.table.batch, game.unlabelled
+        architecture = Domain(tuple(dimension for dimension in domain.dimensions if not dimension.recipe))
+        first = Batch(batch.points[:1, : len(architecture.dimensions)], batch.statistics[:1])
+        width = mlp_features(architecture, first).shape[1]
+        self.game, self.inputs = game, mlp_features(domain, batch)
+        self.shared: dict[str, Any] = {
+            "architecture_features": width,
+            "settings": PredictorSettings(hidden=64),
+            "seed": game.seed,
+        }
+        self.pretrained, _ = fit_statistics(
+            mlp_features(domain, unlabelled),
+            labels=np.exp(unlabelled.statistics),
+            rng=generator(game.seed, "pretrain"),
+            **self.shared,
+        )
+
+    def scores(self, rows: Sequence[int]) -> Vector:
+        from pynas.predict.mlp import accuracy_head, fit_accuracies
+
+        chosen = np.array(rows)
+        labels = self.game.labels[chosen]
+        weights, _ = fit_accuracies(self.inputs[chosen], accuracies=labels, pretrained=self.pretrained, **self.shared)
+        return accuracy_head(weights, self.inputs, self.shared["architecture_features"])
 
 
 # Others -----------------------------------------------------------------------------------------------------------
@@ -281,7 +317,7 @@ def of_optuna(sampler: Callable[[int, int], Any]) -> Callable[[Game, int], list[
 def _tpe(seed: int, count: int) -> Any:
     from optuna.samplers import TPESampler
 
-    return TPESampler(seed=seed)
+    return TPESampler(seed=seed, multivariate=True)
 
 
 def _gp(seed: int, count: int) -> Any:
@@ -347,8 +383,8 @@ def play(game: Game, name: str, counts: Sequence[int], cells: Cells) -> None:
 
 def play_all(tables: Sequence[Table], options: Any, cells: Cells) -> None:
     absent: set[str] = set()
-    for table in tables:
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for table in tables:
             game = Game(table, seed)
             for name in options.contestants:
                 if name in absent:
