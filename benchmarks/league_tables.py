@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import harness
 import numpy as np
@@ -298,6 +298,7 @@ def arguments(description: str | None, counts: Sequence[int], contestants: Seque
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--counts", type=int, nargs="+", default=list(counts), help=f"(default: {list(counts)})")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep what is measured here, and do not repeat it")
+    parser.add_argument("--kept", action="store_true", help="play nothing: only tell what --keep has")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
     parser.add_argument("--results", action="store_true", help="also to benchmarks/results/<name>.json and .png")
     return parser.parse_args()
@@ -342,10 +343,6 @@ class Cells:
         keys = [(table, contestant, count, seed) for seed in range(seeds)]
         return np.array([self.values[key][0] for key in keys if key in self.values])
 
-    def played(self, table: str, contestant: str, seeds: int) -> int:
-        """Seeds of which anything was measured."""
-        return len({seed for name, who, _, seed in self.values if (name, who) == (table, contestant) and seed < seeds})
-
     def seconds(self, contestant: str, count: int) -> Vector:
         """Over all tables and seeds."""
         return np.array(
@@ -353,21 +350,41 @@ class Cells:
         )
 
 
-def mean_and_error(values: Vector) -> tuple[float, float]:
-    """The mean and its standard error, NaN of a single value."""
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return float(values.mean()) if len(values) else float("nan"), float(error)
+class Point(NamedTuple):
+    """What a contestant came to on a table, over seeds; the standard error is NaN of a single one."""
+
+    count: int
+    mean: float
+    error: float
+    seeds: int
+
+    @classmethod
+    def of(cls, count: int, values: Vector) -> Point:
+        error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+        return cls(count, float(values.mean()), float(error), len(values))
+
+
+Panels = dict[str, dict[str, list[Point]]]
+"""By table and contestant."""
+
+
+def means(panels: Panels) -> dict[str, dict[str, dict[int, float]]]:
+    """By table, contestant and count."""
+    return {
+        title: {name: {point.count: point.mean for point in points} for name, points in panel.items()}
+        for title, panel in panels.items()
+    }
 
 
 def plot(
     path: Path,
-    panels: dict[str, dict[str, list[tuple[int, float, float]]]],
+    panels: Panels,
     *,
     labels: tuple[str, str],
     log: bool,
     bold: Callable[[str], bool],
 ) -> None:
-    """A panel a table, a line a contestant with standard errors: its points are count, mean and error."""
+    """A panel a table, a line a contestant with standard errors."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -381,10 +398,10 @@ def plot(
     lines: dict[str, Any] = {}
     for axes, (title, panel) in zip(grid.flat, panels.items()):
         for name, points in panel.items():
-            counts, means, errors = np.array(points).T
+            counts, heights, errors, _ = np.array(points).T
             lines[name] = axes.errorbar(
                 counts,
-                np.maximum(means, _LOWEST) if log else means,
+                np.maximum(heights, _LOWEST) if log else heights,
                 np.nan_to_num(errors),
                 color=colours(names.index(name) % 10),
                 linewidth=2.2 if bold(name) else 1,

@@ -169,8 +169,8 @@ def test_league_of_predictors(scripts: dict[str, ModuleType], small: Path, tmp_p
     again = tables.Cells(kept)
     assert len(again.values) == 2 * 2 * len(names)  # 250 labels leave too few to test on
     found = script.taus(again, [table], names, options)
-    assert all(mean > 0.4 for points in found["small"].values() for _, mean, _ in points)
-    rows, targets = script.evaluate(found, again, options.counts)
+    assert all(point.mean > 0.4 for points in found["small"].values() for point in points)
+    rows, targets = script.evaluate(found, again, options.counts, 2)
     assert [row[0] for row in rows] == [f"small: {name}" for name in names] + [f"ms: {name}" for name in names]
     assert [what for what, _, _ in targets] == ["small: the Gaussian process first"]
     tables.plot(tmp_path / "plot.png", found, labels=("x", "y"), log=False, bold=lambda name: name in script.OWN)
@@ -186,11 +186,11 @@ def test_league_of_searches(scripts: dict[str, ModuleType], small: Path) -> None
     assert {count for _, _, count, _ in cells.values} == {16, 40}  # no more than half of the rows
     found = script.regrets(cells, [table], options)
     assert list(found["small"]) == names
-    played = {("small", name): 2 for name in names}
-    rows, targets = script.evaluate(found, options.counts, played, 2)
+    rows, targets = script.evaluate(found, options.counts, 2)
     assert all(row[1].endswith(")") for row in rows)
+    assert script.evaluate(found, options.counts, 3)[0][0][1].endswith(" [2]")
     assert any(what.startswith("asynchronous by synchronous") for what, _, _ in targets)
-    best = {name: points[-1][1] for name, points in found["small"].items()}
+    best = {name: points[-1].mean for name, points in found["small"].items()}
     assert best["aimed, T = 8"] <= best["random"]
 
 
