@@ -1,7 +1,7 @@
 """A finished study's candidates as a CSV that the leagues take: the joint table of fbnetv3_28, or one of yours.
 
-    pynas search benchmarks/tables/fbnetv3_28.yaml --dir STUDY       # some hours of processor time
-    python benchmarks/joint_table.py STUDY benchmarks/tables/fbnetv3_28.csv
+pynas search benchmarks/tables/fbnetv3_28.yaml --dir STUDY       # some hours of processor time
+python benchmarks/joint_table.py STUDY benchmarks/tables/fbnetv3_28.csv
 """
 
 from __future__ import annotations

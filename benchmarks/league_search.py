@@ -20,6 +20,7 @@ import league_tables
 import numpy as np
 from league_tables import Cells, Panels, Point, Table, Vector
 
+from pynas.nars.acquisition import shortlist
 from pynas.nars.aimed import aimed_picks, best_within, first_picks
 from pynas.nars.iterate import select_candidates
 from pynas.predict.domain import Batch, Domain
@@ -97,17 +98,21 @@ def aimed(rounds: int) -> Callable[[Game, int], list[int]]:
         chosen = first_picks(within, m, seed=game.seed)
         while len(chosen) < count:
             model = game.fit("gaussian_process", chosen)
-            mean, deviation = model.process.predict(game.features(model))
-            chosen += aimed_picks(
-                mean,
-                deviation,
-                within,
+            features, open_ = game.features(model), within & game.free(chosen)
+            mean, deviation = model.process.predict(features)
+            rows = shortlist(mean, deviation, open_, min(m, count - len(chosen)))
+            greedy = len(chosen) + m >= count
+            best = aimed_picks(
+                mean[rows],
+                deviation[rows],
+                open_[:, rows],
                 min(m, count - len(chosen)),
                 turn=len(chosen),
                 seed=game.seed,
-                greedy=len(chosen) + m >= count,
-                free=game.free(chosen),
+                greedy=greedy,
+                picked=None if greedy else model.process.believer(features[rows]),
             )
+            chosen += map(int, rows[np.array(best)])
         return chosen
 
     return search

@@ -131,7 +131,7 @@ class Acquisition:
         mean, deviation = model.process.predict(features)
         genomes = np.concatenate([self.pool[free], new])
         # Only the best few thousand are looked at once more after every pick.
-        listed = _shortlist(mean, deviation, self._within(genomes), m)
+        listed = shortlist(mean, deviation, self._within(genomes), m)
         genomes, mean, deviation = genomes[listed], mean[listed], deviation[listed]
         picked = model.process.believer(features[listed]) if m > 1 and not greedy else None
         settings: dict[str, Any] = {"turn": turn, "seed": self.seed, "greedy": greedy, "picked": picked}
@@ -142,7 +142,7 @@ class Acquisition:
         return np.array([self.space.feasible(genomes, budget) for budget in self.aims.values()])
 
 
-def _shortlist(
+def shortlist(
     mean: NDArray[np.float64], deviation: NDArray[np.float64], within: NDArray[np.bool_], m: int
 ) -> NDArray[np.intp]:
     """The best of each budget at several degrees of optimism."""
