@@ -17,7 +17,7 @@ from pynas.nars.spaces import fixed_model, open_space
 from pynas.nars.winners import answer, inherited, training_of
 from pynas.predict.predictor import Predictor
 from pynas.randomness import derive_seed
-from pynas.search.config import with_executor
+from pynas.search.config import ANSWERS, with_executor
 from pynas.search.opening import open_study
 from pynas.search.results import read_results
 from pynas.space.architecture import Architecture, Recipe
@@ -29,9 +29,6 @@ from pynas.study.trials import Trial
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-JOURNAL = "answers"
-"""The journal's study of the trainings that budgets named after the search have asked for."""
 
 TRAINED = 3
 """How many candidates are trained before an answer is given."""
@@ -120,7 +117,7 @@ def evolve_study(
 def _answered(directory: StudyDirectory) -> list[Trial]:
     """The complete trials of answers that were asked for before."""
     try:
-        return _complete(Study.open(directory, JOURNAL, read_only=True).trials())
+        return _complete(Study.open(directory, ANSWERS, read_only=True).trials())
     except PynasError:  # the journal holds no such study: nothing was asked yet
         return []
 
@@ -161,7 +158,7 @@ def _train(
     if settings.kind == "mpi":
         raise PynasError("evolve: trains its answers with executor local or slurm; give --executor local, or --train 0")
     with directory:
-        study = Study.open(directory, JOURNAL)
+        study = Study.open(directory, ANSWERS)
         recorded = {_key(trial.genome): trial for trial in study.trials()}
         new = [genome for genome in genomes if _key(genome) not in recorded]
         iteration = 1 + max((trial.iteration for trial in recorded.values()), default=0)

@@ -86,7 +86,7 @@ def _figures(trials: Sequence[Trial], results: Mapping[str, Any]) -> Iterator[tu
     if done:
         yield (
             "Sampled accuracy by iteration",
-            "The first iteration is drawn at random from each FLOP bin; later ones are the predictor's choice.",
+            "The first iteration is random, spread over the costs; later ones are the predictor's choice.",
             figures.accuracy_by_iteration(trials, epoch),
         )
     if results.get("evolution"):

@@ -20,6 +20,9 @@ from pynas.train.config import TrainingConfig
 METHODS = {"nars": "pynas.nars.config:NARSConfig", "fpnas": "pynas.fpnas.config:FPNASConfig"}
 """Methods of search by the name that a study gives them, and their configurations."""
 
+FINAL, ANSWERS = LATER = ("final", "answers")
+"""Further studies of a journal: the winners' own trainings, and those that `pynas evolve` has asked for."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +73,7 @@ class StudyConfig(Section):
     """``package.module:function`` that runs or goes on with a study of this method; see `pynas.nars.search.search`."""
 
     JOURNAL: ClassVar[str] = "candidates"
-    """The journal's study of the search itself; "final" has the winners' trainings."""
+    """The journal's study of the search itself; those of what comes after it are `LATER`."""
 
     method: str
     """The method of search; see METHODS."""

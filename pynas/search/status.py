@@ -17,6 +17,7 @@ from pynas.report.tables import percent
 from pynas.runtime.progress import Tail
 from pynas.runtime.slurm_jobs import LOST, JobState, states
 from pynas.runtime.task import TaskFolder
+from pynas.search.config import LATER
 from pynas.search.opening import open_config
 from pynas.search.results import plain
 from pynas.study.directory import StudyDirectory
@@ -78,7 +79,7 @@ def read_status(path: str | Path) -> Status:
     found = [_search(directory, name, on_slurm) for name in config.budgets] if in_supernet else []
     found += [
         _candidate(name, trial, TaskFolder(directory.tasks, f"{name}/{trial.key}"), on_slurm)
-        for name in (["final"] if in_supernet else [config.JOURNAL, "final"])
+        for name in (LATER if in_supernet else (config.JOURNAL, *LATER))
         for trial in _trials(directory, name)
     ]
     jobs = _ask_slurm({c.job for c in found if c.job is not None and not c.recorded})
@@ -97,9 +98,9 @@ def _trials(directory: StudyDirectory, name: str) -> tuple[Trial, ...]:
     try:
         return Study.open(directory, name, read_only=True).trials()
     except PynasError:
-        if name != "final":
+        if name not in LATER:
             raise
-        return ()  # the search has not come that far
+        return ()  # the search has not come that far, or nobody has asked
 
 
 def _candidate(study: str, trial: Trial, folder: TaskFolder, on_slurm: bool) -> Candidate:
