@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pynas.nars.evolve import EvolutionResult, evolve
     from pynas.nets.load import load_model
     from pynas.nets.weights import save_model
+    from pynas.predict.models import fit_predictor
     from pynas.predict.predictor import Predictor
     from pynas.space.architecture import Architecture, Recipe
     from pynas.space.budget import Budget
@@ -31,6 +32,7 @@ _HOME = {
     "SearchStopped": "pynas.errors",
     "Space": "pynas.space.space",
     "evolve": "pynas.nars.evolve",
+    "fit_predictor": "pynas.predict.models",
     "load_model": "pynas.nets.load",
     "load_space": "pynas.space.space",
     "save_model": "pynas.nets.weights",
@@ -46,6 +48,7 @@ __all__ = [
     "SearchStopped",
     "Space",
     "evolve",
+    "fit_predictor",
     "load_model",
     "load_space",
     "save_model",

@@ -17,7 +17,7 @@ from pynas.nars.evolve import EvolutionSettings, evolve
 from pynas.predict.domain import Domain
 from pynas.predict.encoding import Encoding
 from pynas.predict.gaussian_process import Hyperparameters
-from pynas.predict.models import ProcessModel, fit_model
+from pynas.predict.models import UNLABELLED, ProcessModel, fit_model
 from pynas.predict.predictor import Predictor
 from pynas.randomness import derive_seed, generator
 from pynas.space.budget import Budget
@@ -26,7 +26,6 @@ from pynas.space.space import Space
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-UNLABELLED = 4000  # genomes of the pool over which features are standardised
 LEARNT = 9000
 LISTED = 200
 OF_EACH = 500  # random genomes within each budget beside the pool, which may hold few of a narrow one

@@ -19,6 +19,7 @@ from pynas.predict.encoding import Encoding
 from pynas.predict.gaussian_process import GaussianProcess, Hyperparameters
 from pynas.predict.labels import LabelWarp
 from pynas.predict.settings import PredictorSettings
+from pynas.randomness import derive_seed
 
 if TYPE_CHECKING:
     from pynas.predict.distill import Distilled
@@ -213,6 +214,8 @@ def _fit_mlp(pretrained: bool) -> Callable[..., AccuracyModel]:
     return fit
 
 
+UNLABELLED = 4000  # genomes over which features are standardised, where nobody says which
+
 MODELS: dict[str, Callable[..., AccuracyModel]] = {
     "gaussian_process": _fit_process(matern=True),
     "linear": _fit_process(matern=False),
@@ -246,3 +249,22 @@ def fit_model(
         raise PynasError(f"{len(labels)} accuracies, none of them a finite number; a model needs at least one")
     labels[~measured] = labels[measured].min()
     return MODELS[kind](domain, unlabelled, batch, labels, **settings)
+
+
+def fit_predictor(
+    space: Space,
+    genomes: NDArray[np.uint8],
+    accuracies: NDArray[Any],
+    *,
+    kind: str = "gaussian_process",
+    seed: int = 0,
+    **settings: Any,
+) -> AccuracyModel:
+    """A model fitted to the accuracies of genomes ``(n, variables)`` of a table's space; see `fit_model`.
+
+    ``model.predict(model.domain.genomes(space, genomes))`` gives means and deviations of others, and
+    ``model.distill(space).predictor`` is what `pynas.evolve` takes.
+    """
+    domain = Domain.of(space)
+    unlabelled = domain.genomes(space, space.sample(UNLABELLED, seed=derive_seed(seed, "unlabelled")))
+    return fit_model(kind, domain, unlabelled, domain.genomes(space, genomes), accuracies, seed=seed, **settings)

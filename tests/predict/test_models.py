@@ -127,6 +127,16 @@ def test_distilled_it_ranks_as_its_model_does_and_the_core_scores_it(kind: str) 
     assert np.array_equal(again.predictor.score(SPACE, unseen), scores)
 
 
+def test_from_results_to_answers_in_three_lines() -> None:
+    model = pynas.fit_predictor(SPACE, GENOMES[:100], accuracies(GENOMES[:100]))
+    mean, deviation = model.predict(model.domain.genomes(SPACE, GENOMES[200:]))
+    errors = np.abs(mean - accuracies(GENOMES[200:])) / deviation
+    assert (errors < 2).mean() > 0.5  # deviations are about right
+    assert kendall_tau(mean, accuracies(GENOMES[200:])) > 0.8
+    with pytest.raises(PynasError, match="fbnetv3_28: "):
+        pynas.fit_predictor(SPACE, GENOMES[:10, :5], accuracies(GENOMES[:10]))
+
+
 def test_distillation_of_a_recipe_alone() -> None:
     pins = {v.name: SPACE.values(GENOMES[0])[v.name] for v in SPACE.variables if v.group == "architecture"}
     space = pynas.load_space("fbnetv3_28", pin=pins)
