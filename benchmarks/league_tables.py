@@ -70,9 +70,7 @@ class Table:
 
     @cached_property
     def batch(self) -> Batch:
-        # In units of the smallest: only ratios matter, and Domain.batch counts what is below 1 as 1.
-        scaled = {name: cost / cost[cost > 0].min(initial=np.inf) for name, cost in self.costs.items()}
-        return self.domain.batch(self.points, scaled)
+        return self.domain.batch(self.points, self.costs)
 
     @property
     def cost(self) -> Vector:

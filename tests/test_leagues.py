@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import pynas
 from pynas.errors import PynasError
 from pynas.predict.domain import Dimension
 
@@ -57,7 +58,7 @@ def test_csv(scripts: dict[str, ModuleType], tmp_path: Path, capsys: pytest.Capt
     assert table.points.tolist() == [[0, 0, 1, 1], [1, 1, 0, 0]]
     assert table.truth == pytest.approx([0.6, 0.4])
     assert table.curves.tolist() == [[0.4, 0.5], [0.2, 0.4]]
-    assert np.exp(table.batch.statistics[:, 0]) == pytest.approx([2, 1])
+    assert np.exp(table.batch.statistics[:, 0]) == pytest.approx([200, 100])
     drawn = np.array([table.trainings(seed) for seed in range(20)])
     assert set(drawn[:, 0]) == {0.5, 0.7}
     assert set(drawn[:, 1]) == {0.4}
@@ -211,3 +212,23 @@ def test_procedure_of_the_paper(scripts: dict[str, ModuleType], small: Path) -> 
     assert len(set(trained)) == 18
     assert not set(trained) & set(answers)
     assert all(admitted[answer] for admitted, answer in zip(table.within, answers, strict=True))
+
+
+def test_the_joint_table_is_of_the_space_it_names(scripts: dict[str, ModuleType]) -> None:
+    """Every row is a genome of fbnetv3_28, and costs what the core counts."""
+    path = BENCHMARKS / "tables" / "fbnetv3_28.csv"
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    space = pynas.load_space("fbnetv3_28")
+    columns = {key.split(":")[1]: key for key in rows[0] if "list:" in key or "range:" in key}
+    assert list(columns) == [variable.name for variable in space.variables]
+    choices = {v.name: [str(value) for value in v.values] for v in space.variables}
+    genomes = np.array([[choices[n].index(row[key]) for n, key in columns.items()] for row in rows], np.uint8)
+    costs = space.costs(genomes)
+    for name in ("flops", "params"):
+        assert costs[name].tolist() == [int(row[f"cost:{name}"]) for row in rows]
+    assert len(np.unique(genomes, axis=0)) == len(rows) >= 200
+    table = scripts["league_tables"].read_csv(path)
+    assert table.curves is not None
+    assert np.array_equal(table.curves[:, -1], table.accuracies[:, 0])
+    assert 0.1 <= table.curves.min() <= table.curves.max() < 1
