@@ -10,36 +10,40 @@ from numpy.typing import NDArray
 
 from pynas.predict.domain import Batch, Domain
 
+COARSE = 8
+"""Choices up to which a range has a column for each: of a finer one a choice says too little about its neighbours."""
+
 
 @dataclass(frozen=True)
 class Features:
     """Groups of features of n candidates, float64 ``(n, columns)``, of which a group may have none.
 
-    one_hot: a column for each choice of each variable, and the position of each continuous one. statistics: log counts.
-    sums: for each kind of variable, how many take each value. lengths: the positions of each kind's ordered variables
-    and the choices of its others, then the statistics: what has a length scale of its own.
+    one_hot: a column for each choice of each variable, but for fine ranges. statistics: log counts. sums: for each kind
+    of variable, how many take each value. ranges: the positions of fine ranges. lengths: the positions of each kind's
+    ordered variables and the choices of its others, then the statistics: what has a length scale of its own.
     """
 
     one_hot: NDArray[np.float64]
     statistics: NDArray[np.float64]
     sums: NDArray[np.float64]
+    ranges: NDArray[np.float64]
     lengths: tuple[NDArray[np.float64], ...]
 
     @property
     def linear(self) -> tuple[NDArray[np.float64], ...]:
-        return (self.one_hot, self.statistics, self.sums)
+        return (self.one_hot, self.statistics, self.sums, self.ranges)
 
     def __len__(self) -> int:
         return len(self.one_hot)
 
     def __getitem__(self, rows: slice | NDArray[np.intp] | NDArray[np.bool_]) -> Features:
-        one_hot, statistics, sums = (group[rows] for group in self.linear)
-        return Features(one_hot, statistics, sums, tuple(group[rows] for group in self.lengths))
+        one_hot, statistics, sums, ranges = (group[rows] for group in self.linear)
+        return Features(one_hot, statistics, sums, ranges, tuple(group[rows] for group in self.lengths))
 
     def join(self, other: Features) -> Features:
-        one_hot, statistics, sums = map(np.concatenate, zip(self.linear, other.linear, strict=True))
+        one_hot, statistics, sums, ranges = map(np.concatenate, zip(self.linear, other.linear, strict=True))
         lengths = zip(self.lengths, other.lengths, strict=True)
-        return Features(one_hot, statistics, sums, tuple(map(np.concatenate, lengths)))
+        return Features(one_hot, statistics, sums, ranges, tuple(map(np.concatenate, lengths)))
 
 
 class Encoding:
@@ -59,12 +63,14 @@ class Encoding:
 
     def __call__(self, batch: Batch) -> Features:
         groups = [scale(group) for scale, group in zip(self._scales, self._raw(batch), strict=True)]
-        one_hot, statistics, sums, *lengths = groups
-        return Features(one_hot, statistics, sums, tuple(group for group in lengths if group.shape[1]))
+        one_hot, statistics, sums, ranges, *lengths = groups
+        return Features(one_hot, statistics, sums, ranges, tuple(group for group in lengths if group.shape[1]))
 
     def _raw(self, batch: Batch) -> list[NDArray[np.float64]]:
         columns = batch.points.T
-        one_hot = [lookup.one_hot(column) for lookup, column in zip(self._lookups, columns, strict=True)]
+        pairs = list(zip(self._lookups, columns, strict=True))
+        one_hot = [lookup.one_hot(column) for lookup, column in pairs if not lookup.fine]
+        ranges = [lookup.length(column) for lookup, column in pairs if lookup.fine]
         empty = np.empty((len(batch), 0))
         sums = [self._sums(columns, kind) for kind in self._kinds if len(kind) > 1]
         lengths = [np.concatenate([self._lookups[i].length(columns[i]) for i in kind], axis=1) for kind in self._kinds]
@@ -72,6 +78,7 @@ class Encoding:
             np.concatenate([empty, *one_hot], axis=1),
             batch.statistics,
             np.concatenate([empty, *sums], axis=1),
+            np.concatenate([empty, *ranges], axis=1),
             *lengths,
             batch.statistics,
         ]
@@ -96,6 +103,7 @@ class _Lookup:
         self.choices = None if dimension.values is None else np.eye(len(dimension.values))
         positions = dimension.positions
         self.positions = None if positions is None else positions[:, None]
+        self.fine = dimension.values is None or (positions is not None and len(positions) > COARSE)
 
     def one_hot(self, column: NDArray[np.float64]) -> NDArray[np.float64]:
         return column[:, None] if self.choices is None else self.choices[column.astype(np.intp)]

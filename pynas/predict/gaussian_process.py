@@ -1,12 +1,12 @@
 """A Gaussian process on features of candidates, its hyperparameters tuned by the evidence.
 
-    k(x, x') = 0.3 + v1 O O'/d1 + v2 S S'/d2 + v3 H H'/d3 + v4 Matern-5/2(r) + noise [x = x']
+    k(x, x') = 0.3 + v1 O O'/d1 + v2 S S'/d2 + v3 H H'/d3 + v4 P P'/d4 + v5 Matern-5/2(r) + noise [x = x']
     r^2 = sum over kinds of variables, and the statistics, of |R - R'|^2 / (its own length scale)^2
 
-with O one-hot, S statistics, H sums and R positions (`encoding.py`), each of d columns. Every variance and length scale
-has a log-normal prior; the posterior density of their logarithms is climbed with exact gradients (Rasmussen &
-Williams, "Gaussian Processes for Machine Learning", 2006, equation 5.9). Without the Matern part it is Bayesian linear
-regression with a weight for each group of features.
+with O one-hot, S statistics, H sums, P fine ranges and R positions (`encoding.py`), each of d columns. Every variance
+and length scale has a log-normal prior; the posterior density of their logarithms is climbed with exact gradients
+(Rasmussen & Williams, "Gaussian Processes for Machine Learning", 2006, equation 5.9). Without the Matern part it is
+Bayesian linear regression with a weight for each group of features.
 """
 
 from __future__ import annotations

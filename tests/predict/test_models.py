@@ -82,7 +82,7 @@ def test_a_training_that_went_wrong_does_not_bend_the_rest() -> None:
     labels[7] = 0.1  # chance
     batch, unseen = DOMAIN.genomes(SPACE, GENOMES[:80]), DOMAIN.genomes(SPACE, GENOMES[200:])
     model = fit_model("gaussian_process", DOMAIN, DOMAIN.genomes(SPACE, GENOMES), batch, labels)
-    assert kendall_tau(model.mean(unseen), accuracies(GENOMES[200:])) > 0.8
+    assert kendall_tau(model.mean(unseen), accuracies(GENOMES[200:])) > 0.7
 
 
 def test_the_label_warp_is_monotone_and_its_inverse_inverts_it() -> None:
