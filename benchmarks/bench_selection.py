@@ -131,12 +131,12 @@ def _posterior(model: ProcessModel, space: pynas.Space, genomes: np.ndarray) -> 
 
 def thousands() -> list[dict[str, Any]]:
     """Tau and seconds of the process as it is, and of one that knows all labels, on HPOLib's protein data."""
-    from league_tables import load_table
+    from league_tables import load
 
-    table = load_table("hpolib/protein_structure")
+    table = load("hpolib/protein_structure")
     rng = generator(0, "thousands")
     order = rng.permutation(len(table.points))
-    batch = table.batch()
+    batch = table.batch
     unlabelled, test = batch[order[-4000:]], order[-8000:-4000]
     rows = []
     for count in (1000, 3000, 5000, 10_000):

@@ -64,7 +64,7 @@ def evolve_study(
 
     The best `train` candidates that are not trained yet are trained as the search's were, up to its early-stop epoch,
     through the study's executor or one of the kind `executor`; their trials stay in the study. With `train` 0 nothing
-    is trained, and candidates are in the order of what the predictor says of them.
+    is trained, and the answers are candidates that never were, in the order of what the predictor says of them.
 
     Raises PynasError where the study has no predictor yet, the budget cannot be met or somebody else is at the study.
     """
@@ -74,8 +74,12 @@ def evolve_study(
     if not directory.predictor.exists():
         raise PynasError(f"{path}: has no predictor yet; finish the search first: pynas search STUDY.yaml")
     space = open_space(directory, config)
-    epoch = (read_results(directory.results).get("early_stop") or {"epoch": 1})["epoch"]
-    searched = _complete(Study.open(directory, read_only=True).trials()) + _answered(directory)
+    stop = read_results(directory.results).get("early_stop")
+    if not stop:
+        raise PynasError(f"{path}: its results are incomplete; finish the search first: pynas search STUDY.yaml")
+    epoch = stop["epoch"]
+    # Judged by what the search has trained, and not by answers: asked again, the same candidates are the best.
+    searched = _complete(Study.open(directory, read_only=True).trials(), epoch)
     overrides: dict[str, Any] = {"mode": mode} if mode else {}
     found = evolve(
         space,
@@ -92,14 +96,17 @@ def evolve_study(
     trained = {_key(trial.genome): trial for trial in searched}
     if train:
         new = [genome.tolist() for genome in genomes if _key(genome) not in trained][:train]
-        trials = _train(directory, with_executor(config, executor), space, new, epoch, listener or Silent())
-        trained |= {_key(trial.genome): trial for trial in trials}
+        _train(directory, with_executor(config, executor), space, new, epoch, listener or Silent())
+    trained |= {_key(trial.genome): trial for trial in _answered(directory, epoch)}
+    if train:
         ours = np.array([trial.genome for trial in trained.values()], np.uint8)
         known = {_key(genome) for genome in genomes}
         fitting = ours[space.feasible(ours, budget)]
         others = [genome for genome in fitting if _key(genome) not in known]
         genomes = np.concatenate([genomes, np.array(others, np.uint8).reshape(len(others), genomes.shape[1])])
         predicted = np.concatenate([predicted, np.full(len(others), np.nan)])
+    elif (untrained := np.array([_key(genome) not in trained for genome in genomes])).any():
+        genomes, predicted = genomes[untrained], predicted[untrained]
 
     def rank(row: int) -> tuple[float, float]:
         trial = trained.get(_key(genomes[row])) if train else None
@@ -114,10 +121,10 @@ def evolve_study(
     return Answers(space, answers, found)
 
 
-def _answered(directory: StudyDirectory) -> list[Trial]:
-    """The complete trials of answers that were asked for before."""
+def _answered(directory: StudyDirectory, epoch: int) -> list[Trial]:
+    """The complete trials of answers that were asked for, now or before."""
     try:
-        return _complete(Study.open(directory, ANSWERS, read_only=True).trials())
+        return _complete(Study.open(directory, ANSWERS, read_only=True).trials(), epoch)
     except PynasError:  # the journal holds no such study: nothing was asked yet
         return []
 
@@ -149,8 +156,8 @@ def _train(
     genomes: list[list[int]],
     epoch: int,
     listener: Listener,
-) -> list[Trial]:
-    """The complete trials of all answers of the study so far, once those of `genomes` are trained as well."""
+) -> None:
+    """Train what is not trained yet of these candidates; what was begun before goes on."""
     from pynas.runtime.open import open_executor
     from pynas.search import trainings
 
@@ -197,11 +204,11 @@ def _train(
                 label="training answers",
                 max_failed=1.0,
             )
-        return _complete(study.trials())
 
 
-def _complete(trials: Sequence[Trial]) -> list[Trial]:
-    return [trial for trial in trials if trial.state == "complete"]
+def _complete(trials: Sequence[Trial], epoch: int) -> list[Trial]:
+    """Those that trained at least up to the epoch at which the study compares candidates."""
+    return [trial for trial in trials if trial.state == "complete" and len(trial.curve) >= epoch]
 
 
 def _key(genome: Any) -> bytes:

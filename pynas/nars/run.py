@@ -18,7 +18,7 @@ from pynas.nars.spaces import fixed_model
 from pynas.randomness import derive_seed
 from pynas.runtime.executor import Executor
 from pynas.search import trainings
-from pynas.search.results import plain, write_results
+from pynas.search.results import plain, read_results, write_results
 from pynas.search.winners import train_winners, write_winner
 from pynas.space.budget import Budget
 from pynas.space.space import Space
@@ -41,8 +41,10 @@ class Run(ABC):
         self.study = Study.open(directory)
         self.model = fixed_model(config)
         self.stop = EarlyStop(config.training.epochs, config.early_stop, ())
-        self.results: dict[str, Any] = {"space": space.name, "fingerprint": space.fingerprint}
-        self.results["selection"] = config.selection
+        # What a run before has derived stays until it is derived again: the study is the same, and so is what follows.
+        self.results: dict[str, Any] = read_results(directory.results) if self.study.trials() else {}
+        self.results |= {"space": space.name, "fingerprint": space.fingerprint, "selection": config.selection}
+        self.iterations: list[dict[str, Any]] = []
 
     @abstractmethod
     def search(self) -> dict[str, Any]:
@@ -124,9 +126,10 @@ class Run(ABC):
         labels = check["labels"]
         taus = ", ".join(f"{name.replace('_', ' ')} {check[name]:.2f}" for name in check["models"])
         self.listener.say(f"iteration {iteration}: {labels} labels; cross-validated Kendall tau: {taus}")
-        done = self.results.get("iterations", [])
         summary = {"iteration": iteration, "trained": labels, "failed": len(trained) - labels}
-        self.keep(iterations=[*done, summary | {"cross_validation": check}])
+        self.iterations.append(summary | {"cross_validation": check})
+        if len(self.iterations) >= len(self.results.get("iterations", [])):
+            self.keep(iterations=self.iterations)
 
     # winners --------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 _HALF = 40  # labels at which normal scores weigh as much as the labels themselves
 _LOW = 2.5  # robust standard deviations below the median where labels begin to be compressed
+_LARGEST = -1e300  # labels below count as this one
 _TO_DEVIATION = 1.4826  # of a normal distribution, by its median absolute deviation
 
 
@@ -57,8 +58,10 @@ def _compress(labels: NDArray[np.float64]) -> NDArray[np.float64]:
     deviation = _TO_DEVIATION * np.median(np.abs(labels - median))
     if deviation == 0:
         return labels
-    excess = np.maximum((median - _LOW * deviation - labels) / deviation, 0)
-    return labels + deviation * (excess - np.log1p(excess)) * (excess > 0)
+    low = median - _LOW * deviation
+    # Without a difference of large numbers: labels of diverged trainings may be of any size.
+    excess = np.maximum(np.minimum((low - np.maximum(labels, _LARGEST)) / deviation, -_LARGEST), 0)
+    return np.where(labels < low, low - deviation * np.log1p(excess), labels)
 
 
 def _interpolate(

@@ -185,10 +185,37 @@ def test_evolve_trains_its_top_few_before_it_answers_and_only_once(
     assert measured[: len(known)] == sorted(known, reverse=True)  # trained ones first, the best of them at the top
     after = trainings(directory)
     text = run_pynas("evolve", str(directory), "--train", "2", *BUDGET, timeout=240).stdout
-    assert f"trained: {100 * max(known):.2f}% after " in text or trainings(directory) != after
+    assert f"trained: {100 * max(known):.2f}% after " in text
+    assert trainings(directory) == after
+    status = json.loads(run_pynas("status", str(directory), "--json").stdout)
+    assert sum(candidate["study"] == "answers" for candidate in status["candidates"]) == 2
+    untrained = json.loads(run_pynas("evolve", str(directory), "--json", "--top", "9", "--train", "0", *BUDGET).stdout)
+    assert all(answer["trained"] is None for answer in untrained["answers"])
     # The search goes on as if nothing had been asked.
     again = run(EXAMPLES / "study.yaml", directory)
     assert again["winners"] == undisturbed[1]["winners"]
+
+
+def test_a_finished_study_that_is_run_again_and_killed_still_answers(
+    undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    directory = tmp_path / "study"
+    shutil.copytree(undisturbed[0], directory)
+    before = json.loads((directory / "results.json").read_text())
+    process = start(EXAMPLES / "study.yaml", directory)
+    stamp = (directory / "results.json").stat().st_mtime_ns
+    while (directory / "results.json").stat().st_mtime_ns == stamp and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    now = json.loads((directory / "results.json").read_text())
+    assert {key: now[key] for key in ("early_stop", "winners")} == {
+        key: before[key] for key in ("early_stop", "winners")
+    }
+    (directory / "results.json").unlink()
+    done = run_pynas("evolve", str(directory), *BUDGET)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "its results are incomplete; finish the search first" in done.stderr
 
 
 def test_evolve_says_what_it_cannot_do(undisturbed: tuple[Path, dict[str, Any]]) -> None:

@@ -92,6 +92,10 @@ def test_the_label_warp_is_monotone_and_its_inverse_inverts_it() -> None:
         points = np.linspace(labels.min() - 0.5, labels.max() + 0.5, 200)
         assert (np.diff(warp(points)) > 0).all()
         assert warp.inverse(warp(points)) == pytest.approx(points)
+    for size in (1e17, 1e18, 1e30, 1e38, 1e300, 1.7e308):
+        labels = np.concatenate([rng.normal(size=30), -size * rng.random(10)])
+        assert (np.diff(LabelWarp.fit(labels)(np.sort(labels))) >= 0).all()
+        assert LabelWarp.fit(labels)(labels)[30:].max() < LabelWarp.fit(labels)(labels)[:30].min()
     low = LabelWarp.fit(np.array([0.1, *np.linspace(0.7, 0.8, 60)]))
     assert low(np.array([0.1]))[0] > -6  # compressed: it is 20 robust deviations away
 
