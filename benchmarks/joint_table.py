@@ -38,7 +38,7 @@ def main() -> None:
         writer.writerow(names)
         for trial in trials:
             values = space.values(np.array(trial.genome, np.uint8)).values()
-            curve = [round(accuracy, 6) for accuracy in trial.curve[:epochs]]
+            curve = [round(100 * accuracy, 4) for accuracy in trial.curve[:epochs]]  # percent
             costs = [trial.costs["flops"], trial.costs["params"]]
             writer.writerow([*values, curve[-1], *costs, *curve])
     print(f"{len(trials)} candidates of {space.name} after {epochs} epochs: {options.table}")

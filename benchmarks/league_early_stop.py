@@ -108,8 +108,8 @@ def main(table: Path = TABLE) -> None:
     games = {rule: [play(read, seed, rule) for seed in range(options.rounds)] for rule in rules}
     rows: list[Sequence[Any]] = []
     for rule, played in games.items():
-        regret, error = mean_and_error([100 * game.regret for game in played])
-        against = [100 * (one.regret - other.regret) for one, other in zip(played, games["to the end"])]
+        regret, error = mean_and_error([game.regret for game in played])
+        against = [one.regret - other.regret for one, other in zip(played, games["to the end"])]
         more, its_error = mean_and_error(against)
         share = float(np.mean([game.epochs for game in played]))
         rows.append([rule, f"{share:.2f}", f"{regret:.2f} ± {error:.2f}", f"{more:+.2f} ± {its_error:.2f}"])
