@@ -193,10 +193,11 @@ def read_csv(path: str | Path) -> Table:
     """The table in a CSV file, see above. Raises PynasError for what is wrong with it."""
     path = Path(path)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             names, *lines = [line for line in csv.reader(file) if line] or [[]]
-    except OSError as error:
-        raise PynasError(f"{path}: {error.strerror}") from None
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise PynasError(f"{path}: cannot be read: {error}") from None
+    names = [name.strip() for name in names]
     for number, line in enumerate(lines, 1):
         if len(line) != len(names):
             raise PynasError(f"{path}: row {number} has {len(line)} fields; needed: {len(names)}, as the first line")

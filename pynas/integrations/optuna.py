@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +43,7 @@ _ANNOUNCED = "nars:params"  # system attributes of a trial: what it was given, b
 _LONGEST = 2045  # characters of an attribute in a relational storage
 _GROUNDS = 4  # search spaces that are remembered
 _CLIMBS = 3  # times that the neighbours of the best candidates become candidates
+_ATTEMPTS, _PAUSE = 12, 0.05  # to pick what no other process has picked; seconds between them, times their number
 _CLIMBERS = 8  # of the best
 _FEW = 1000  # labels beyond which candidates become fewer: a prediction costs the square of the labels
 _PARENTS = 5  # best trials of each budget whose neighbours are candidates
@@ -145,7 +147,11 @@ class NARSSampler(BaseSampler):
         with self._lock:
             ground = self._ground(search_space)
             seen = self._seen(ground, study, trial)
-            for _ in range(5):
+            for attempt in range(_ATTEMPTS):
+                if attempt:  # two that clash must not go on in step: each would find the other at its next pick, too
+                    pause = generator(self.seed, "pause", trial.number, attempt).random()
+                    time.sleep(_PAUSE * attempt * pause)
+                    seen = self._seen(ground, study, trial)
                 point = self._pick(ground, seen, trial)
                 values = ground.values(point)
                 self._announce(ground, study, trial, values)
