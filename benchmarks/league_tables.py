@@ -315,7 +315,8 @@ def tables(options: argparse.Namespace) -> list[Table]:
                 break
         return found + [read_csv(path) for path in options.table]
     except PynasError as error:
-        raise SystemExit(str(error)) from None
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 Key = tuple[str, str, int, int]  # table, contestant, count, seed

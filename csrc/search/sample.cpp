@@ -80,8 +80,9 @@ bool draw_repaired(const Space& space, const UniformGenome& uniform, const Feasi
     reasons = "each bound alone can be met, but no genome meets all of them together: ";
     for (std::size_t i = 0; i < cost_count; ++i)
       if (bounds.lower[i] > range.lowest[i] || bounds.upper[i] < range.highest[i])
-        reasons += text(cost_names[i], " from ", bounds.lower[i], " to ", bounds.upper[i], " (this space has ",
-                        range.lowest[i], " to ", range.highest[i], "). ");
+        reasons += text(cost_names[i], " from ", std::max(bounds.lower[i], range.lowest[i]), " to ",
+                        std::min(bounds.upper[i], range.highest[i]), " (this space has ", range.lowest[i], " to ",
+                        range.highest[i], "). ");
   }
   reasons.pop_back();
   refuse("no genome found within the bounds: ", reasons);

@@ -12,6 +12,7 @@ import json
 import secrets
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -176,6 +177,13 @@ class NARSSampler(BaseSampler):
             self._independent.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        unasked = [name for name in self._distributions or () if name not in trial.params]
+        if unasked and state == TrialState.COMPLETE:
+            warnings.warn(
+                f"trial {trial.number} has not asked for {', '.join(unasked)}, of the space that the sampler was given: "
+                "nothing can be learnt from it",
+                stacklevel=2,
+            )
         if self._independent is not None:
             self._independent.after_trial(study, trial, state, values)
 

@@ -112,6 +112,8 @@ class AimedSearch(Run):
         if not chooser.begun:  # the first iteration was all there was, or ended last
             self.set_early_stop([trial for trial in trained if trial.iteration == 1])
         need(trained, 1, config.iterations)
+        if len(trained) < total:
+            self.listener.say(f"{len(trained)} candidates: nothing is left that has not been trained")
         self.check(config.iterations, trained)
         return trained
 

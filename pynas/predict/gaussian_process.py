@@ -182,7 +182,8 @@ class GaussianProcess:
         they are unless `tune`.
 
         Beyond `MANY` labels a random part is tuned on first, beyond `MOST_TUNED` it alone is, and beyond `MOST` the
-        process knows a part of the labels only: the best third of `MOST`, and random ones.
+        process knows a part of the labels only: the best third of `MOST`, and random ones. Random by rank, so that the
+        order of rows does not matter.
         """
         extra = np.zeros(len(labels)) if variance is None else variance
         random = generator(seed, "gaussian process")
@@ -197,7 +198,8 @@ class GaussianProcess:
             if not tune:
                 pass
             elif len(labels) > MANY:
-                rows = np.sort(random.permutation(len(labels))[:TUNED_ON])
+                ranked = np.argsort(-labels, kind="stable")
+                rows = np.sort(random.permutation(ranked)[:TUNED_ON])
                 at = Evidence(features[rows], labels[rows], extra[rows], start).climb(at, 40)
                 if len(labels) <= MOST_TUNED:
                     at = Evidence(features, labels, extra, start).climb(at, 6)

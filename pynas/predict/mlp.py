@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +24,9 @@ class TwoHeadedMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture_features = architecture_features
-        self.embedding = nn.Linear(architecture_features, settings.embedding)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # where only the recipe varies
+            self.embedding = nn.Linear(architecture_features, settings.embedding)
         self.proxy = nn.Linear(settings.embedding, proxies)
         self.hidden = nn.Linear(settings.embedding + recipe_features, settings.hidden)
         self.output = nn.Linear(settings.hidden, 1)

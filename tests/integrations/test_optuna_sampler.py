@@ -303,6 +303,12 @@ def test_one_trial_and_one_after_it() -> None:
     assert len(set(points(study))) == 2
 
 
+def test_a_parameter_of_the_given_space_that_is_never_asked_for_is_told() -> None:
+    study = study_of(small(space={"x": FloatDistribution(0, 1), "unused": IntDistribution(0, 4)}))
+    with pytest.warns(UserWarning, match="not asked for unused"):
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+
+
 def test_parameters_that_come_and_go_and_ranges_that_move() -> None:
     def objective(trial: Trial) -> float:
         x = trial.suggest_float("x", 0, 1 + trial.number % 2)

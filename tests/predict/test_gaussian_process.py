@@ -188,6 +188,15 @@ def test_more_labels_than_it_takes_are_thinned_and_the_best_stay() -> None:
     assert np.corrcoef(mean, truth(draw(300, seed=1)))[0, 1] > 0.99
 
 
+def test_the_order_of_rows_changes_nothing() -> None:
+    batch = draw(MANY + 50)
+    labels = truth(batch) - truth(batch).mean()
+    given, order = features(batch), np.random.default_rng(0).permutation(len(labels))
+    one, other = GaussianProcess.fit(given, labels), GaussianProcess.fit(given[order], labels[order])
+    assert other.at.vector == pytest.approx(one.at.vector, rel=1e-3, abs=1e-3)
+    assert other.predict(features(draw(50, 1)))[0] == pytest.approx(one.predict(features(draw(50, 1)))[0], abs=1e-4)
+
+
 def test_same_seed_same_bits() -> None:
     batch = draw(MANY + 50)
     labels = truth(batch) - truth(batch).mean()
