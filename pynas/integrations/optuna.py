@@ -180,7 +180,7 @@ class NARSSampler(BaseSampler):
         unasked = [name for name in self._distributions or () if name not in trial.params]
         if unasked and state == TrialState.COMPLETE:
             warnings.warn(
-                f"trial {trial.number} has not asked for {', '.join(unasked)}, of the space that the sampler was given: "
+                f"trial {trial.number} has not asked for {', '.join(unasked)}, of the space given to the sampler: "
                 "nothing can be learnt from it",
                 stacklevel=2,
             )
