@@ -37,12 +37,15 @@ def small(act: str = "hswish", se: object = True) -> Network:
 
 @torch.no_grad()
 def checked(network: nn.Module, quick: nn.Module, x: Tensor) -> None:
-    """Errors against float64 at most three times those layer by layer: folding rounds each weight once more."""
+    """Errors against float64 at most three times those layer by layer: folding rounds each weight once more.
+
+    Some twenty roundings of 6e-8 make 3e-7, which layer by layer may by chance be far less.
+    """
     with using("reference"):
         exact = copy.deepcopy(network).double()(x.double())
         eager = (network(x) - exact).norm().item()
     found = (quick(x) - exact).norm().item()
-    assert found <= 3 * max(eager, 1e-7 * exact.norm().item())
+    assert found <= 3 * max(eager, 3e-7 * exact.norm().item())
 
 
 @pytest.mark.parametrize("act", ["hswish", "relu", "swish"])
