@@ -10,6 +10,11 @@ struct bf16 {
   uint16_t bits;
 };
 
+// IEEE half precision.
+struct fp16 {
+  uint16_t bits;
+};
+
 enum class Activation : int32_t { identity = 0, relu = 1, hswish = 2, swish = 3 };
 
 }  // namespace pynas::kernels

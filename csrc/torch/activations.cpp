@@ -31,6 +31,7 @@ Tensor new_strided(const Tensor& x, ScalarType dtype, int64_t dims, const int64_
   int32_t type = aoti_torch_dtype_float32();
   if (dtype == ScalarType::Double) type = aoti_torch_dtype_float64();
   if (dtype == ScalarType::BFloat16) type = aoti_torch_dtype_bfloat16();
+  if (dtype == ScalarType::Half) type = aoti_torch_dtype_float16();
   AtenTensorHandle made = nullptr;
   // The error's text does not come through the stable ABI.
   if (aoti_torch_empty_strided(dims, sizes, strides, type, device_type_of(x), x.get_device_index(), &made) != 0)
@@ -65,10 +66,15 @@ void check_dtype(const char* op, const char* argument, const Tensor& tensor) {
                 argument, dtype_of(tensor), "float32, bfloat16, float64");
 }
 
+void check_layout(const char* op, const char* argument, const Tensor& tensor) {
+  PYNAS_REQUIRE(tensor.dim() == 4, op, argument, "of shape " + shape_of(tensor), "(N, C, H, W)");
+  PYNAS_REQUIRE(channels_last(tensor), op, argument, "not in channels_last", "channels_last without gaps");
+}
+
 void check_activations(const char* op, const char* argument, const Tensor& tensor) {
   PYNAS_REQUIRE(tensor.dim() == 4, op, argument, "of shape " + shape_of(tensor), "(N, C, H, W)");
   check_dtype(op, argument, tensor);
-  PYNAS_REQUIRE(channels_last(tensor), op, argument, "not in channels_last", "channels_last without gaps");
+  check_layout(op, argument, tensor);
 }
 
 void check_like(const char* op, const char* argument, const Tensor& tensor, const Tensor& x) {

@@ -17,7 +17,10 @@ inline bool is_size(int64_t value) {
 // float32, bfloat16 or float64.
 void check_dtype(const char* op, const char* argument, const Tensor& tensor);
 
-// (N, C, H, W) in channels_last, of one of those dtypes.
+// (N, C, H, W) in channels_last.
+void check_layout(const char* op, const char* argument, const Tensor& tensor);
+
+// The same, of one of those dtypes.
 void check_activations(const char* op, const char* argument, const Tensor& tensor);
 
 // Of x's shape, dtype, device and layout.

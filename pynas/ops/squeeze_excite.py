@@ -104,7 +104,8 @@ def _forward(
     return y, pooled, hidden, active, logits, gate
 
 
-def _activation_backward(name: str, gradient: Tensor, hidden: Tensor) -> Tensor:
+def activation_backward(name: str, gradient: Tensor, hidden: Tensor) -> Tensor:
+    """The gradient of the argument `hidden` of an activation."""
     if name == "hswish":
         return torch.ops.aten.hardswish_backward(gradient, hidden)
     if name == "swish":
@@ -139,7 +140,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     norm = (mean, var, weight, bias, ctx.eps, ctx.act)
     of_samples = torch.ops.pynas.batch_norm_act_gate_sums(gradient, x, *norm)
     dlogits = torch.ops.aten.hardsigmoid_backward(of_samples[0], logits)
-    dhidden = _activation_backward(ctx.se_act, dlogits.mm(expand.flatten(1)), hidden)
+    dhidden = activation_backward(ctx.se_act, dlogits.mm(expand.flatten(1)), hidden)
     pixels = x.shape[2] * x.shape[3]
     dpool = dhidden.mm(reduce.flatten(1)).div_(pixels)
     # With a' = act'(z): dz = (dy gate + dpool) a', whose sums are those of dy a' and a' times gate and dpool.

@@ -1,5 +1,7 @@
 #include "batch_norm.hpp"
 
+#include "norm.hpp"
+
 namespace pynas::kernels::cuda {
 namespace {
 
@@ -7,56 +9,6 @@ constexpr int lanes = 32;       // channels of a block: neighbours in memory
 constexpr int strips = 8;       // rows that a block reads at once
 constexpr int64_t chunk = 512;  // rows of a block; by size alone, so results do not depend on the GPU
 constexpr int threads = 256;
-
-__device__ float value_of(float value) {
-  return value;
-}
-
-// bf16 is the upper half of a float.
-__device__ float value_of(bf16 value) {
-  return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
-}
-
-__device__ void put(float* to, float value) {
-  *to = value;
-}
-
-__device__ void put(bf16* to, float value) {
-  const uint32_t bits = __float_as_uint(value);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  to->bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0u);
-}
-
-__device__ float activate(Activation act, float z) {
-  if (act == Activation::relu) return z < 0.0f ? 0.0f : z;
-  if (act == Activation::hswish) {
-    const float raised = z + 3.0f;
-    const float above = raised < 0.0f ? 0.0f : raised;
-    return z * (above > 6.0f ? 6.0f : above) * (1.0f / 6.0f);
-  }
-  if (act == Activation::swish) return z / (1.0f + expf(-z));
-  return z;
-}
-
-__device__ float chain(Activation act, float dy, float z) {
-  if (act == Activation::relu) return z <= 0.0f ? 0.0f : dy;
-  if (act == Activation::hswish) return z <= -3.0f ? 0.0f : (z >= 3.0f ? dy : dy * (z * (1.0f / 3.0f) + 0.5f));
-  if (act == Activation::swish) {
-    const float s = 1.0f / (1.0f + expf(-z));
-    return dy * s * (1.0f + z * (1.0f - s));
-  }
-  return dy;
-}
-
-struct Channel {
-  __device__ Channel(const Norm& norm, int64_t c)
-      : mean(norm.mean[c]),
-        inverse(1.0f / sqrtf(norm.var[c] + norm.eps)),
-        scale(norm.weight == nullptr ? inverse : inverse * norm.weight[c]),
-        bias(norm.bias == nullptr ? 0.0f : norm.bias[c]) {}
-
-  float mean, inverse, scale, bias;
-};
 
 __device__ float gate_at(Gate gate, int64_t group, int64_t c, int64_t channels) {
   if (gate.values == nullptr) return 1.0f;

@@ -5,25 +5,13 @@
 
 #include <cstdint>
 
-#include "../types.hpp"
+#include "arguments.hpp"
 
 namespace pynas::kernels::cuda {
 
 // Rows of `channels` values; groups of `rows_of_group` rows share a gate.
 struct Rows {
   int64_t rows, channels, rows_of_group;
-};
-
-struct Norm {
-  const float *mean, *var, *weight, *bias;  // (channels); weight and bias may be null
-  float eps;
-  Activation act;
-};
-
-// Null: one. by_channel: (groups, channels), else (groups).
-struct Gate {
-  const float* values;
-  bool by_channel;
 };
 
 // Floats of scratch that statistics and backward_sums need.

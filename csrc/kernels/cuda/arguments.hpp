@@ -1,0 +1,168 @@
+// What kernels for GPUs are told: plain values and pointers, for whoever calls them too.
+#pragma once
+
+#include <cstdint>
+
+#include "../types.hpp"
+
+namespace pynas::kernels::cuda {
+
+// act((x - mean) / sqrt(var + eps) weight + bias). No mean: act(x). weight and bias may be null.
+struct Norm {
+  const float *mean, *var, *weight, *bias;  // (channels)
+  float eps;
+  Activation act;
+};
+
+// Null: ones. by_channel: (groups, channels), else (groups).
+struct Gate {
+  const float* values;
+  bool by_channel;
+};
+
+// The gradient of batch-norm's input x: scale dz - level - (x - mean) slope, with the gradient dz of act's argument.
+struct NormBackward {
+  Norm norm;
+  Gate gate;           // what act's result is multiplied by
+  const float* dpool;  // (groups, channels) or null: gradient that every pixel of act's result has beside
+  const float* sums;   // (2, channels), of dz and of dz xhat over all values; null where statistics are constant
+  float share;         // 1 / values of a channel
+};
+
+// What the step's output is normalised by: float32 (channels) each, or null where nobody asks.
+struct Statistics {
+  float *mean, *var;  // biased
+};
+
+// Groups (images) of `rows` pixels each.
+struct Pixels {
+  int groups, rows;  // fewer than 2^31 in all
+};
+
+// --- the steps of a block: docs/kernels.md has them as F1 to B5 ---
+//
+// Activations are NHWC, of T, their channels multiples of 16 bytes; weights, statistics and gradients of weights are
+// float32. `scratch` has as many floats as scratch_size says.
+
+// F1: y = x weight^T, x (pixels, in), weight (out, in).
+template <class T>
+struct Expand {
+  Pixels pixels;
+  int in, out;
+  const T* x;
+  const float* weight;
+  T* y;
+  Statistics statistics;
+  float* scratch;
+};
+
+// Images of a depthwise convolution with padding kernel / 2; kernel is 3, 5 or 7, stride 1 or 2.
+struct DepthwiseShape {
+  int n, channels, h, w, kernel, stride;
+
+  int out_h() const { return (h - 1) / stride + 1; }
+  int out_w() const { return (w - 1) / stride + 1; }
+};
+
+// F2: y = conv(act(norm(x))), weight (channels, kernel, kernel).
+template <class T>
+struct Depthwise {
+  DepthwiseShape shape;
+  Norm norm;
+  const T* x;
+  const float* weight;
+  T* y;
+  Statistics statistics;
+  float* scratch;
+};
+
+// F3: pooled (groups, channels), the mean of act(norm(x)) over the pixels of a group.
+template <class T>
+struct Pooled {
+  Pixels pixels;
+  int channels;
+  const T* x;
+  Norm norm;
+  float* pooled;
+};
+
+// F4: y = (act(norm(x)) gate) weight^T, weight (out, in).
+template <class T>
+struct Project {
+  Pixels pixels;
+  int in, out;
+  const T* x;
+  Norm norm;
+  Gate gate;
+  const float* weight;
+  T* y;
+  Statistics statistics;
+  float* scratch;
+};
+
+// B2: of the gradient d of what follows Project's y, that of what it multiplies, da, and its sums over the pixels of
+// each group, (5, groups, in): of da a, da a', a', da a' xhat and a' xhat with a = act(norm(x)), a' = act'(norm(x)).
+template <class T>
+struct ProjectBackward {
+  Pixels pixels;
+  int in, out;  // as Project's
+  const T *d, *y;
+  NormBackward after;
+  const float* weight;
+  const T* x;
+  Norm norm;
+  T* da;
+  float *sums, *scratch;
+};
+
+// B2: the gradient of Project's weight.
+template <class T>
+struct ProjectWeightBackward {
+  Pixels pixels;
+  int in, out;
+  const T *d, *y;
+  NormBackward after;
+  const T* x;
+  Norm norm;
+  Gate gate;
+  float *dweight, *scratch;
+};
+
+// B4: of the gradient d of what follows Depthwise's y: dz, that of norm(x), or of x where there is no norm; its sums,
+// of dz and of dz xhat (2, channels); and the gradient of the weight.
+template <class T>
+struct DepthwiseBackward {
+  DepthwiseShape shape;
+  const T *d, *y;
+  NormBackward after;
+  const float* weight;
+  const T* x;
+  Norm norm;
+  T* dz;
+  float *dweight, *sums, *scratch;
+};
+
+// B5: of the gradient d of what follows Expand's y, that of x; residual, or null, is added.
+template <class T>
+struct ExpandBackward {
+  Pixels pixels;
+  int in, out;  // as Expand's
+  const T *d, *y;
+  NormBackward after;
+  const float* weight;
+  const T* residual;
+  T* dx;
+};
+
+// B5: the gradient of Expand's weight.
+template <class T>
+struct ExpandWeightBackward {
+  Pixels pixels;
+  int in, out;
+  const T *d, *y;
+  NormBackward after;
+  const T* x;
+  float *dweight, *scratch;
+};
+
+}  // namespace pynas::kernels::cuda

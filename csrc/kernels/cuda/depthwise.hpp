@@ -1,0 +1,336 @@
+// Depthwise convolutions between two batch-norms, NHWC: the norm before is applied where values are read, the
+// statistics for the one after are taken where they are written, so that neither is a pass of its own (docs/kernels.md,
+// F2 and B4).
+//
+// A block of threads has `lanes` channels, one a thread of each warp, and works through a chunk of tiles of pixels. The
+// values of a tile and its surroundings are put into shared memory, normalised; a thread then makes strips of 8 pixels
+// of a row. Chunks are cut by sizes alone, so that results do not depend on the GPU; their sums are added in order.
+#pragma once
+
+#include "norm.hpp"
+
+namespace pynas::kernels::cuda {
+
+namespace depthwise {
+
+struct Shape {
+  int n, channels, h, w, out_h, out_w;
+};
+
+constexpr int lanes = 32, warps = 8, strip = 8;
+
+// Tiles of side x side pixels over n images of h x w, in chunks.
+struct Tiles {
+  int high, wide;      // tiles of an image
+  int64_t count;       // of all images
+  int chunks, length;  // pieces, and tiles of one
+
+  PYNAS_BOTH static Tiles of(int n, int h, int w, int side, int channels) {
+    Tiles t{};
+    t.high = (h + side - 1) / side;
+    t.wide = (w + side - 1) / side;
+    t.count = static_cast<int64_t>(n) * t.high * t.wide;
+    const int64_t groups = (channels + lanes - 1) / lanes;
+    const int64_t most = most_blocks / groups > 1 ? most_blocks / groups : 1;
+    t.length = static_cast<int>((t.count + most - 1) / most);
+    if (t.length < 1) t.length = 1;
+    t.chunks = static_cast<int>((t.count + t.length - 1) / t.length);
+    return t;
+  }
+};
+
+// Tile number `i`: its image, and the pixel that it begins with.
+struct Tile {
+  PYNAS_DEVICE Tile(const Tiles& tiles, int64_t i, int side) {
+    const int of_image = tiles.high * tiles.wide, at = static_cast<int>(i % of_image);
+    image = static_cast<int>(i / of_image);
+    row = at / tiles.wide * side;
+    column = at % tiles.wide * side;
+  }
+  int image, row, column;
+};
+
+PYNAS_BOTH Grid grid_of(const Tiles& tiles, int channels) {
+  return {(channels + lanes - 1) / lanes, tiles.chunks};
+}
+
+// y = conv(act(norm(x))), and moments of y.
+template <class T, int kernel, int stride, int side>
+struct Forward {
+  static constexpr int threads = lanes * warps, blocks = kernel == 7 ? 1 : 2, vector = vector_of<T>;
+  static constexpr int halo = (side - 1) * stride + kernel;  // pixels of a row that a tile reads
+
+  struct Shared {
+    float a[halo * halo][lanes];
+    float weight[kernel * kernel][lanes];
+    Moments moments[warps][lanes];
+  };
+
+  struct Arguments {
+    Shape shape;
+    Norm norm;
+    const T* x;           // (n, h, w, channels)
+    const float* weight;  // (channels, kernel, kernel)
+    T* y;                 // (n, out_h, out_w, channels)
+    float* moments;       // (chunks, 3, channels), or null where nobody asks
+  };
+
+  static Tiles tiles_of(const Arguments& a) {
+    return Tiles::of(a.shape.n, a.shape.out_h, a.shape.out_w, side, a.shape.channels);
+  }
+  static Grid grid(const Arguments& a) { return grid_of(tiles_of(a), a.shape.channels); }
+
+  PYNAS_DEVICE static void run(const Block<threads>& block, Shared& shared, const Arguments& a, Index at) {
+    const Shape& s = a.shape;
+    const Tiles tiles = Tiles::of(s.n, s.out_h, s.out_w, side, s.channels);
+    const int first = at.x * lanes;
+    PerThread<Shifted, threads> made;
+    block.each([&](int t) {
+      made[t] = Shifted{};
+      for (int i = t; i < kernel * kernel * lanes; i += threads) {
+        const int c = first + i / (kernel * kernel);
+        shared.weight[i % (kernel * kernel)][i / (kernel * kernel)] =
+            c < s.channels ? a.weight[static_cast<int64_t>(first) * kernel * kernel + i] : 0.0f;
+      }
+    });
+    const int64_t begin = static_cast<int64_t>(at.y) * tiles.length;
+    const int64_t end = begin + tiles.length < tiles.count ? begin + tiles.length : tiles.count;
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile(tiles, i, side);
+      block.each([&](int t) { fill(shared, a, tile, first, t); });
+      block.each([&](int t) { convolve(shared, a, tile, first, t, made[t]); });
+    }
+    if (a.moments == nullptr) return;
+    block.each([&](int t) { shared.moments[t / lanes][t % lanes] = made[t].moments(); });
+    block.each([&](int t) {
+      const int c = first + t;
+      if (t >= lanes || c >= s.channels) return;
+      Moments all;
+      for (int w = 0; w < warps; ++w) all.merge(shared.moments[w][t]);
+      float* const to = a.moments + static_cast<int64_t>(at.y) * 3 * s.channels + c;
+      to[0] = all.count;
+      to[s.channels] = all.mean;
+      to[2 * s.channels] = all.squares;
+    });
+  }
+
+  // A thread has the same `vector` channels of every pixel that it loads.
+  PYNAS_DEVICE static void fill(Shared& shared, const Arguments& a, const Tile& tile, int first, int t) {
+    const Shape& s = a.shape;
+    constexpr int parts = lanes / vector;
+    const int lane = t % parts * vector, c = first + lane;
+    const bool real = c < s.channels;  // then all of the vector is
+    Channel channel[vector];
+    PYNAS_UNROLL
+    for (int v = 0; v < vector; ++v)
+      if (real) channel[v] = Channel(a.norm, c + v);
+    for (int p = t / parts; p < halo * halo; p += threads / parts) {
+      const int row = tile.row * stride - kernel / 2 + p / halo, column = tile.column * stride - kernel / 2 + p % halo;
+      Vector<T, vector> values{};
+      const bool inside = real && row >= 0 && row < s.h && column >= 0 && column < s.w;
+      if (inside)
+        values = load<vector>(a.x + ((static_cast<int64_t>(tile.image) * s.h + row) * s.w + column) * s.channels + c);
+      PYNAS_UNROLL
+      for (int v = 0; v < vector; ++v)
+        shared.a[p][lane + v] = inside ? activate(a.norm.act, channel[v](values[v])) : 0.0f;
+    }
+  }
+
+  PYNAS_DEVICE static void convolve(const Shared& shared, const Arguments& a, const Tile& tile, int first, int t,
+                                    Shifted& made) {
+    const Shape& s = a.shape;
+    const int lane = t % lanes, c = first + lane;
+    if (c >= s.channels) return;
+    float weight[kernel * kernel];
+    PYNAS_UNROLL
+    for (int k = 0; k < kernel * kernel; ++k) weight[k] = shared.weight[k][lane];
+    for (int unit = t / lanes; unit < side * side / strip; unit += warps) {
+      const int r = unit / (side / strip), q = unit % (side / strip) * strip;
+      const int row = tile.row + r, column = tile.column + q;
+      const int real = row < s.out_h ? (s.out_w - column < strip ? s.out_w - column : strip) : 0;
+      if (real <= 0) continue;
+      float out[strip] = {};
+      PYNAS_UNROLL
+      for (int ky = 0; ky < kernel; ++ky) {
+        constexpr int read = (strip - 1) * stride + kernel;
+        const float (*from)[lanes] = shared.a + (r * stride + ky) * halo + q * stride;
+        float values[read];
+        PYNAS_UNROLL
+        for (int j = 0; j < read; ++j) values[j] = from[j][lane];
+        PYNAS_UNROLL
+        for (int kx = 0; kx < kernel; ++kx) PYNAS_UNROLL
+        for (int j = 0; j < strip; ++j) out[j] += values[j * stride + kx] * weight[ky * kernel + kx];
+      }
+      T* const to = a.y + ((static_cast<int64_t>(tile.image) * s.out_h + row) * s.out_w + column) * s.channels + c;
+      PYNAS_UNROLL
+      for (int j = 0; j < strip; ++j)
+        if (j < real) {
+          put(to + static_cast<int64_t>(j) * s.channels, out[j]);
+          made.add(out[j]);
+        }
+    }
+  }
+};
+
+// With a = act(norm(x)), y = conv(a) and d, the gradient of what the norm after y gives: dz of `norm` (dx where there
+// is none), its sums, and the gradient of the weights. dy is made where d and y are read.
+template <class T, int kernel, int stride, int side>
+struct Backward {
+  static constexpr int threads = lanes * warps, blocks = 1, vector = vector_of<T>;
+  static constexpr int halo = (side + kernel - 2) / stride + 1;  // of dy, for a tile of x
+
+  struct Shared {
+    float dy[halo * halo][lanes];
+    float weight[kernel * kernel][lanes];
+    float sums[warps][lanes];
+  };
+
+  struct Arguments {
+    Shape shape;
+    Norm norm;
+    NormBackward after;
+    const T *x, *y, *d;
+    const float* weight;
+    T* dz;           // as x
+    float* partial;  // (chunks, kernel^2 + 2, channels): gradients of the weights, sums of dz and of dz (x - mean)
+  };
+
+  static Tiles tiles_of(const Arguments& a) {
+    return Tiles::of(a.shape.n, a.shape.h, a.shape.w, side, a.shape.channels);
+  }
+  static Grid grid(const Arguments& a) { return grid_of(tiles_of(a), a.shape.channels); }
+
+  struct Sums {
+    float weight[kernel * kernel], total, along;
+  };
+
+  PYNAS_DEVICE static void run(const Block<threads>& block, Shared& shared, const Arguments& a, Index at) {
+    const Shape& s = a.shape;
+    const Tiles tiles = Tiles::of(s.n, s.h, s.w, side, s.channels);
+    const int first = at.x * lanes;
+    PerThread<Sums, threads> sums;
+    block.each([&](int t) {
+      sums[t] = Sums{};
+      for (int i = t; i < kernel * kernel * lanes; i += threads) {
+        const int c = first + i / (kernel * kernel);
+        shared.weight[i % (kernel * kernel)][i / (kernel * kernel)] =
+            c < s.channels ? a.weight[static_cast<int64_t>(first) * kernel * kernel + i] : 0.0f;
+      }
+    });
+    const int64_t begin = static_cast<int64_t>(at.y) * tiles.length;
+    const int64_t end = begin + tiles.length < tiles.count ? begin + tiles.length : tiles.count;
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile(tiles, i, side);
+      block.each([&](int t) { fill(shared, a, tile, first, t); });
+      block.each([&](int t) { convolve(shared, a, tile, first, t, sums[t]); });
+    }
+    float* const to = a.partial + static_cast<int64_t>(at.y) * (kernel * kernel + 2) * s.channels + first;
+    PYNAS_UNROLL
+    for (int k = 0; k < kernel * kernel + 2; ++k) {
+      block.each([&](int t) {
+        const Sums& own = sums[t];
+        shared.sums[t / lanes][t % lanes] = k < kernel * kernel ? own.weight[k < kernel * kernel ? k : 0]
+                                                                : (k == kernel * kernel ? own.total : own.along);
+      });
+      block.each([&](int t) {
+        if (t >= lanes || first + t >= s.channels) return;
+        float all = 0.0f;
+        for (int w = 0; w < warps; ++w) all += shared.sums[w][t];
+        to[static_cast<int64_t>(k) * s.channels + t] = all;
+      });
+    }
+  }
+
+  // The output pixel that the tile's first column or row of dy is: the first whose window reaches the tile.
+  PYNAS_DEVICE static int first_of(int pixel) {
+    const int reach = pixel + kernel / 2 - (kernel - 1);
+    return stride == 1 ? reach : (reach + 1) >> 1;  // rounded up, below zero too
+  }
+
+  PYNAS_DEVICE static void fill(Shared& shared, const Arguments& a, const Tile& tile, int first, int t) {
+    const Shape& s = a.shape;
+    constexpr int parts = lanes / vector;
+    const int lane = t % parts * vector, c = first + lane;
+    const bool real = c < s.channels;
+    const NormBackward& after = a.after;
+    ChannelBackward channel[vector];
+    float pooled[vector] = {}, gate[vector];
+    PYNAS_UNROLL
+    for (int v = 0; v < vector; ++v) {
+      gate[v] = 1.0f;
+      if (!real) continue;
+      const int64_t of_group = static_cast<int64_t>(tile.image) * s.channels + c + v;
+      channel[v] = ChannelBackward(after, c + v, s.channels);
+      if (after.dpool != nullptr) pooled[v] = after.dpool[of_group];
+      if (after.gate.values != nullptr) gate[v] = after.gate.values[after.gate.by_channel ? of_group : tile.image];
+    }
+    for (int p = t / parts; p < halo * halo; p += threads / parts) {
+      const int row = first_of(tile.row) + p / halo, column = first_of(tile.column) + p % halo;
+      const bool inside = real && row >= 0 && row < s.out_h && column >= 0 && column < s.out_w;
+      const int64_t from = ((static_cast<int64_t>(tile.image) * s.out_h + row) * s.out_w + column) * s.channels + c;
+      Vector<T, vector> d{}, y{};
+      if (inside) d = load<vector>(a.d + from), y = load<vector>(a.y + from);
+      PYNAS_UNROLL
+      for (int v = 0; v < vector; ++v)
+        shared.dy[p][lane + v] = inside ? channel[v](after.norm.act, d[v] * gate[v] + pooled[v], y[v]) : 0.0f;
+    }
+  }
+
+  PYNAS_DEVICE static void convolve(const Shared& shared, const Arguments& a, const Tile& tile, int first, int t,
+                                    Sums& sums) {
+    const Shape& s = a.shape;
+    const int lane = t % lanes, c = first + lane;
+    if (c >= s.channels) return;
+    const Channel channel(a.norm, c);
+    for (int unit = t / lanes; unit < side * side / strip; unit += warps) {
+      const int r = unit / (side / strip), q = unit % (side / strip) * strip;
+      const int row = tile.row + r, column = tile.column + q;
+      const int real = row < s.h ? (s.w - column < strip ? s.w - column : strip) : 0;
+      if (real <= 0) continue;
+      const int64_t from = ((static_cast<int64_t>(tile.image) * s.h + row) * s.w + column) * s.channels + c;
+      float centred[strip], act[strip], da[strip] = {};
+      PYNAS_UNROLL
+      for (int j = 0; j < strip; ++j) {
+        const float x = j < real ? value_of(a.x[from + static_cast<int64_t>(j) * s.channels]) : 0.0f;
+        centred[j] = x - channel.mean;
+        act[j] = j < real ? activate(a.norm.act, channel(x)) : 0.0f;
+      }
+      PYNAS_UNROLL
+      for (int ky = 0; ky < kernel; ++ky) {
+        // Row r meets ky at dy's row (row + kernel / 2 - ky) / stride, if that is whole.
+        if (stride == 2 && ((row + kernel / 2 - ky) & 1)) continue;
+        const int of_dy = (row + kernel / 2 - ky) / stride - first_of(tile.row);
+        // q is a multiple of 8, and tiles begin at such: the columns that a strip meets begin with the same of dy.
+        constexpr int read = (strip + kernel - 2) / stride + 1;
+        const float (*values)[lanes] = shared.dy + of_dy * halo + q / stride;
+        float dy[read];
+        PYNAS_UNROLL
+        for (int j = 0; j < read; ++j) dy[j] = values[j][lane];
+        PYNAS_UNROLL
+        for (int kx = 0; kx < kernel; ++kx) {
+          const float weight = shared.weight[ky * kernel + kx][lane];
+          PYNAS_UNROLL
+          for (int j = 0; j < strip; ++j) {
+            // Column j meets kx at (column + j + kernel / 2 - kx) / stride; column is even, the first is of its reach.
+            constexpr int half = kernel / 2;
+            if (stride == 2 && ((j + half - kx) & 1)) continue;
+            const int i = stride == 1 ? j + kernel - 1 - kx : (j + half - kx) / 2 - ((half - kernel + 2) >> 1);
+            da[j] += weight * dy[i];
+            sums.weight[ky * kernel + kx] += act[j] * dy[i];
+          }
+        }
+      }
+      PYNAS_UNROLL
+      for (int j = 0; j < strip; ++j)
+        if (j < real) {
+          const float dz = chain(a.norm.act, da[j], channel(centred[j] + channel.mean));
+          put(a.dz + from + static_cast<int64_t>(j) * s.channels, dz);
+          sums.total += dz;
+          sums.along += dz * centred[j];
+        }
+    }
+  }
+};
+
+}  // namespace depthwise
+}  // namespace pynas::kernels::cuda

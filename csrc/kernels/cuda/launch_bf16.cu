@@ -1,0 +1,2 @@
+#define PYNAS_TYPE bf16
+#include "launch.inc"

@@ -1,0 +1,2 @@
+#define PYNAS_TYPE float
+#include "launch.inc"

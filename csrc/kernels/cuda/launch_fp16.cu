@@ -1,0 +1,2 @@
+#define PYNAS_TYPE fp16
+#include "launch.inc"

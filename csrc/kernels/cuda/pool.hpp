@@ -1,0 +1,51 @@
+// What squeeze-and-excite looks at: the mean over a image's pixels of act(norm(x)), which is not written. F3.
+#pragma once
+
+#include "norm.hpp"
+
+namespace pynas::kernels::cuda {
+
+template <class T>
+struct Pool {
+  static constexpr int threads = 256, blocks = 2, n = vector_of<T>;
+  static constexpr int columns = 64, wide = columns / n, high = threads / wide;
+  struct Shared {
+    float sums[high][columns];
+  };
+  struct Arguments {
+    int groups, rows, channels;  // rows of a group
+    const T* x;
+    Norm norm;
+    float* pooled;  // (groups, channels)
+  };
+  static Grid grid(const Arguments& a) { return {(a.channels + columns - 1) / columns, a.groups}; }
+
+  PYNAS_DEVICE static void run(const Block<threads>& block, Shared& shared, const Arguments& a, Index at) {
+    const int first = at.x * columns;
+    block.each([&](int t) {
+      const int lane = t % wide * n, c = first + lane;
+      float sums[n] = {};
+      if (c < a.channels) {
+        Channel channel[n];
+        PYNAS_UNROLL
+        for (int v = 0; v < n; ++v) channel[v] = Channel(a.norm, c + v);
+        const T* const x = a.x + static_cast<int64_t>(at.y) * a.rows * a.channels + c;
+        for (int r = t / wide; r < a.rows; r += high) {
+          const Vector<T, n> values = load<n>(x + static_cast<int64_t>(r) * a.channels);
+          PYNAS_UNROLL
+          for (int v = 0; v < n; ++v) sums[v] += activate(a.norm.act, channel[v](values[v]));
+        }
+      }
+      PYNAS_UNROLL
+      for (int v = 0; v < n; ++v) shared.sums[t / wide][lane + v] = sums[v];
+    });
+    block.each([&](int t) {
+      if (t >= columns || first + t >= a.channels) return;
+      float all = 0.0f;
+      for (int i = 0; i < high; ++i) all += shared.sums[i][t];
+      a.pooled[static_cast<int64_t>(at.y) * a.channels + first + t] = all / static_cast<float>(a.rows);
+    });
+  }
+};
+
+}  // namespace pynas::kernels::cuda

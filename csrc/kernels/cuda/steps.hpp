@@ -1,0 +1,196 @@
+// The steps of a block as calls: which instance of a kernel takes which shape, and what follows it. `Run` runs a
+// kernel: in a GPU's stream (launch.inc), or on the CPU (tests/ops/tiles.cpp).
+#pragma once
+
+#include <algorithm>
+
+#include "arguments.hpp"
+#include "depthwise.hpp"
+#include "pool.hpp"
+#include "product.hpp"
+#include "reduce.hpp"
+
+namespace pynas::kernels::cuda {
+
+template <int i>
+using Constant = std::integral_constant<int, i>;
+
+template <class Run>
+void run_moments(const Run& run, const float* scratch, int chunks, int channels, Statistics to) {
+  if (to.mean != nullptr) run.template operator()<reduce::OfMoments>({scratch, chunks, channels, to.mean, to.var});
+}
+
+// --- depthwise convolutions ---
+
+// Calls call with kernel, stride and a tile's side as constants.
+template <class Call>
+void with_depthwise(const DepthwiseShape& s, bool small, const Call& call) {
+  const auto with_stride = [&](auto kernel) {
+    if (s.stride == 2) return call(kernel, Constant<2>{}, Constant<8>{});
+    if (small) return call(kernel, Constant<1>{}, Constant<8>{});
+    call(kernel, Constant<1>{}, Constant<16>{});
+  };
+  if (s.kernel == 3) return with_stride(Constant<3>{});
+  if (s.kernel == 5) return with_stride(Constant<5>{});
+  with_stride(Constant<7>{});
+}
+
+inline int64_t depthwise_scratch(const DepthwiseShape& s, int parts) {
+  const int64_t groups = (s.channels + depthwise::lanes - 1) / depthwise::lanes;
+  return std::max<int64_t>(1, most_blocks / groups) * s.channels * parts;
+}
+
+template <class T>
+int64_t scratch_of(const Depthwise<T>& of) {
+  return depthwise_scratch(of.shape, 3);
+}
+
+template <class T>
+int64_t scratch_of(const DepthwiseBackward<T>& of) {
+  return depthwise_scratch(of.shape, of.shape.kernel * of.shape.kernel + 2);
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const Depthwise<T>& of) {
+  const DepthwiseShape& s = of.shape;
+  int chunks = 0;
+  with_depthwise(s, s.out_h() <= 8 && s.out_w() <= 8, [&](auto kernel, auto stride, auto side) {
+    typedef depthwise::Forward<T, kernel.value, stride.value, side.value> Kernel;
+    const typename Kernel::Arguments a{
+        {s.n, s.channels, s.h, s.w, s.out_h(), s.out_w()},   of.norm, of.x, of.weight, of.y,
+        of.statistics.mean == nullptr ? nullptr : of.scratch};
+    chunks = Kernel::tiles_of(a).chunks;
+    run.template operator()<Kernel>(a);
+  });
+  run_moments(run, of.scratch, chunks, s.channels, of.statistics);
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const DepthwiseBackward<T>& of) {
+  const DepthwiseShape& s = of.shape;
+  int chunks = 0;
+  with_depthwise(s, s.h <= 8 && s.w <= 8, [&](auto kernel, auto stride, auto side) {
+    constexpr int of_x = stride.value == 2 ? 16 : side.value;
+    typedef depthwise::Backward<T, kernel.value, stride.value, of_x> Kernel;
+    const typename Kernel::Arguments a{{s.n, s.channels, s.h, s.w, s.out_h(), s.out_w()},
+                                       of.norm,
+                                       of.after,
+                                       of.x,
+                                       of.y,
+                                       of.d,
+                                       of.weight,
+                                       of.dz,
+                                       of.scratch};
+    chunks = Kernel::tiles_of(a).chunks;
+    run.template operator()<Kernel>(a);
+  });
+  run.template operator()<reduce::OfGradients>(
+      {of.scratch, chunks, s.kernel * s.kernel, s.channels, of.norm, of.dweight, of.sums});
+}
+
+// --- squeeze-and-excite ---
+
+template <class T, class Run>
+void run_step(const Run& run, const Pooled<T>& of) {
+  run.template operator()<Pool<T>>({of.pixels.groups, of.pixels.rows, of.channels, of.x, of.norm, of.pooled});
+}
+
+// --- 1x1 convolutions ---
+
+inline int64_t product_scratch(Pixels pixels, int columns, int parts, bool by_group) {
+  return product::RowTiles::of_product(pixels, columns, by_group).chunks * static_cast<int64_t>(parts) * columns;
+}
+
+inline int64_t outer_scratch(Pixels pixels, int left, int right) {
+  return product::RowTiles::of_outer(pixels, left, right).chunks * static_cast<int64_t>(left) * right;
+}
+
+template <class T>
+int64_t scratch_of(const Expand<T>& of) {
+  return product_scratch(of.pixels, of.out, 3, false);
+}
+
+template <class T>
+int64_t scratch_of(const Project<T>& of) {
+  return product_scratch(of.pixels, of.out, 3, false);
+}
+
+template <class T>
+int64_t scratch_of(const ProjectBackward<T>& of) {
+  return product_scratch(of.pixels, of.in, 5, true);
+}
+
+template <class T>
+int64_t scratch_of(const ProjectWeightBackward<T>& of) {
+  return outer_scratch(of.pixels, of.out, of.in);
+}
+
+template <class T>
+int64_t scratch_of(const ExpandWeightBackward<T>& of) {
+  return outer_scratch(of.pixels, of.out, of.in);
+}
+
+// Runs the product of sources of `in` columns, and returns the number of its chunks.
+template <class T, class Source, class Target, class Run>
+int run_product(const Run& run, Pixels pixels, int in, int out, const typename Source::Arguments& source,
+                const float* weight, bool transposed, const typename Target::Arguments& target, float* partial) {
+  typedef product::Product<T, Source, Target> Kernel;
+  const typename Kernel::Arguments a{pixels, in, out, source, weight, transposed, target, partial};
+  run.template operator()<Kernel>(a);
+  return Kernel::tiles_of(a).chunks;
+}
+
+// Runs left^T right.
+template <class T, class Left, class Right, class Run>
+void run_outer(const Run& run, Pixels pixels, int left_columns, int right_columns, const typename Left::Arguments& left,
+               const typename Right::Arguments& right, float* scratch, float* dweight) {
+  typedef product::OuterProduct<T, Left, Right> Kernel;
+  const typename Kernel::Arguments a{pixels, left_columns, right_columns, left, right, scratch};
+  run.template operator()<Kernel>(a);
+  const int chunks = Kernel::tiles_of(a).chunks;
+  run.template operator()<reduce::OfPieces>({scratch, 1, chunks, left_columns, right_columns, dweight});
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const Expand<T>& of) {
+  float* const partial = of.statistics.mean == nullptr ? nullptr : of.scratch;
+  const int chunks = run_product<T, product::Plain<T>, product::WithMoments<T>>(run, of.pixels, of.in, of.out, {of.x},
+                                                                                of.weight, false, {of.y}, partial);
+  run_moments(run, of.scratch, chunks, of.out, of.statistics);
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const Project<T>& of) {
+  float* const partial = of.statistics.mean == nullptr ? nullptr : of.scratch;
+  const int chunks = run_product<T, product::Normalised<T>, product::WithMoments<T>>(
+      run, of.pixels, of.in, of.out, {of.x, of.norm, of.gate}, of.weight, false, {of.y}, partial);
+  run_moments(run, of.scratch, chunks, of.out, of.statistics);
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const ProjectBackward<T>& of) {
+  const int chunks = run_product<T, product::Backward<T>, product::WithGateSums<T>>(
+      run, of.pixels, of.out, of.in, {of.d, of.y, of.after}, of.weight, true, {of.da, of.x, of.norm}, of.scratch);
+  const int groups = of.pixels.groups;
+  if (groups > 0) run.template operator()<reduce::OfPieces>({of.scratch, groups, chunks / groups, 5, of.in, of.sums});
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const ExpandBackward<T>& of) {
+  run_product<T, product::Backward<T>, product::Added<T>>(run, of.pixels, of.out, of.in, {of.d, of.y, of.after},
+                                                          of.weight, true, {of.dx, of.residual}, nullptr);
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const ProjectWeightBackward<T>& of) {
+  run_outer<T, product::Backward<T>, product::Normalised<T>>(run, of.pixels, of.out, of.in, {of.d, of.y, of.after},
+                                                             {of.x, of.norm, of.gate}, of.scratch, of.dweight);
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const ExpandWeightBackward<T>& of) {
+  run_outer<T, product::Backward<T>, product::Plain<T>>(run, of.pixels, of.out, of.in, {of.d, of.y, of.after}, {of.x},
+                                                        of.scratch, of.dweight);
+}
+
+}  // namespace pynas::kernels::cuda

@@ -1,0 +1,134 @@
+"""The steps of `reference_mbconv` by the GPU's kernels: libpynas_ops's operators, and their fakes for torch.compile.
+
+Activations: CUDA, channels_last, float32, bfloat16 or float16; all else float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynas.ops import library
+from pynas.ops.batch_norm_kernels import ACTIVATIONS
+from pynas.ops.reference_mbconv import Norm, NormBackward, Statistics
+from pynas.ops.reference_mbconv import norm_act as norm_act
+from pynas.ops.reference_mbconv import norm_act_backward_sums as norm_act_backward_sums
+
+
+def expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Statistics]:
+    return _made(torch.ops.pynas.mbconv_expand(x, weight, statistics), statistics)
+
+
+def depthwise(x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool) -> tuple[Tensor, Statistics]:
+    return _made(torch.ops.pynas.mbconv_depthwise(x, *_of(norm), weight, stride, statistics), statistics)
+
+
+def pooled(x: Tensor, norm: Norm) -> Tensor:
+    return torch.ops.pynas.batch_norm_act_pool(x, *_of(norm))
+
+
+def project(x: Tensor, norm: Norm, gate: Tensor | None, weight: Tensor, statistics: bool) -> tuple[Tensor, Statistics]:
+    return _made(torch.ops.pynas.mbconv_project(x, *_of(norm), gate, weight, statistics), statistics)
+
+
+def project_backward(
+    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.pynas.mbconv_project_backward(d, y, *_backward(after), weight, x, *_of(norm))
+
+
+def project_weight_backward(
+    d: Tensor, y: Tensor, after: NormBackward, x: Tensor, norm: Norm, gate: Tensor | None
+) -> Tensor:
+    return torch.ops.pynas.mbconv_project_weight_backward(d, y, *_backward(after), x, *_of(norm), gate)
+
+
+def depthwise_backward(
+    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm | None, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.pynas.mbconv_depthwise_backward(d, y, *_backward(after), weight, x, *_of(norm), stride)
+
+
+def expand_backward(d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, residual: Tensor | None) -> Tensor:
+    given = (*_of(after.norm), after.sums, after.values)
+    return torch.ops.pynas.mbconv_expand_backward(d, y, *given, weight, residual)
+
+
+def expand_weight_backward(d: Tensor, y: Tensor, after: NormBackward, x: Tensor) -> Tensor:
+    given = (*_of(after.norm), after.sums, after.values)
+    return torch.ops.pynas.mbconv_expand_weight_backward(d, y, *given, x)
+
+
+def _of(norm: Norm | None) -> tuple[Any, ...]:
+    return (None, None, None, None, 0.0, 0) if norm is None else (*norm[:5], ACTIVATIONS[norm.act])
+
+
+def _backward(after: NormBackward) -> tuple[Any, ...]:
+    return *_of(after.norm), after.gate, after.dpool, after.sums, after.values
+
+
+def _made(found: tuple[Tensor, Tensor, Tensor], statistics: bool) -> tuple[Tensor, Statistics]:
+    y, mean, var = found
+    return y, (mean, var) if statistics else None
+
+
+def _register_fakes() -> None:
+    """What the operators return, by their arguments' names in csrc/torch/mbconv.cpp."""
+
+    def beside(x: Tensor, channels: Any, h: Any, w: Any) -> Tensor:
+        return torch.empty_strided((x.shape[0], channels, h, w), (channels * h * w, 1, channels * w, channels),
+                                   dtype=x.dtype, device=x.device)  # fmt: skip
+
+    def numbers(x: Tensor, *sizes: Any) -> Tensor:
+        return x.new_empty(sizes, dtype=torch.float32)
+
+    def made(y: Tensor, statistics: bool) -> tuple[Tensor, Tensor, Tensor]:
+        channels = y.shape[1] if statistics else 0
+        return y, numbers(y, channels), numbers(y, channels)
+
+    def fake_expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, ...]:
+        return made(beside(x, weight.shape[0], *x.shape[2:]), statistics)
+
+    def fake_depthwise(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+        stride, statistics = given[-2:]
+        return made(beside(x, x.shape[1], *((size - 1) // stride + 1 for size in x.shape[2:])), statistics)
+
+    def fake_project(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
+        weight, statistics = given[-2:]
+        return made(beside(x, weight.shape[0], *x.shape[2:]), statistics)
+
+    def fake_project_backward(d: Tensor, y: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+        x = given[11]
+        return beside(x, *x.shape[1:]), numbers(x, 5, *x.shape[:2])
+
+    def fake_project_weight_backward(d: Tensor, y: Tensor, *given: Any) -> Tensor:
+        return numbers(y, y.shape[1], given[10].shape[1], 1, 1)
+
+    def fake_depthwise_backward(d: Tensor, y: Tensor, *given: Any) -> tuple[Tensor, ...]:
+        kernels, x = given[10:12]
+        return beside(x, *x.shape[1:]), numbers(x, *kernels.shape), numbers(x, 2, x.shape[1])
+
+    def fake_expand_backward(d: Tensor, y: Tensor, *given: Any) -> Tensor:
+        return beside(y, given[8].shape[1], *y.shape[2:])
+
+    def fake_expand_weight_backward(d: Tensor, y: Tensor, *given: Any) -> Tensor:
+        return numbers(y, y.shape[1], given[8].shape[1], 1, 1)
+
+    for fake in (
+        fake_expand,
+        fake_depthwise,
+        fake_project,
+        fake_project_backward,
+        fake_project_weight_backward,
+        fake_depthwise_backward,
+        fake_expand_backward,
+        fake_expand_weight_backward,
+    ):
+        name = fake.__name__.replace("fake_", "pynas::mbconv_")
+        torch.library.register_fake(name)(library.of_one_device(fake))
+
+
+if library.available():
+    _register_fakes()

@@ -1,0 +1,167 @@
+"""The fused block: the plan of its steps against the layers, and the GPU's kernels, emulated, as its steps."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiles
+import torch
+import torch.nn.functional as F
+from norms import check_errors, images
+from torch import Tensor, nn
+
+from pynas.ops import available, mbconv_kernels, reference_mbconv
+from pynas.ops.mbconv import MBConvLayers, mbconv
+from pynas.ops.reference_batch_norm import activation
+
+LAST = torch.channels_last
+has_gpu = available() and torch.cuda.is_available() and torch.ops.pynas.has_cuda()
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu, reason="no GPU here, or a library without CUDA kernels")]
+STEPS = ("expand", "depthwise", "pooled", "project", "project_backward", "project_weight_backward")
+STEPS += ("depthwise_backward", "expand_backward", "expand_weight_backward")
+EMULATED: Any = SimpleNamespace(**{**vars(reference_mbconv), **{name: getattr(tiles, name) for name in STEPS}})
+"""The GPU's kernels where the block's steps have some; batch-norm's own passes in torch."""
+
+CASES: dict[str, dict[str, Any]] = {  # input, expanded and output channels
+    "plain": {"widths": (16, 48, 16), "kernel": 3, "stride": 1, "hidden": 0, "act": "hswish"},
+    "gated": {"widths": (8, 32, 8), "kernel": 5, "stride": 1, "hidden": 8, "act": "swish"},
+    "strided": {"widths": (8, 32, 24), "kernel": 3, "stride": 2, "hidden": 8, "act": "hswish"},
+    "not expanded": {"widths": (16, 16, 16), "kernel": 7, "stride": 1, "hidden": 4, "act": "relu"},
+}
+
+
+class Layers(nn.Module):
+    """A block of torch's own layers."""
+
+    def __init__(self, widths: tuple[int, int, int], kernel: int, stride: int, hidden: int, act: str) -> None:
+        super().__init__()
+        given, mid, made = widths
+        self.expand = nn.Conv2d(given, mid, 1, bias=False) if mid != given else None
+        self.norm1 = None if self.expand is None else nn.BatchNorm2d(mid)
+        self.depthwise = nn.Conv2d(mid, mid, kernel, stride, kernel // 2, groups=mid, bias=False)
+        self.norm2 = nn.BatchNorm2d(mid, momentum=None)
+        self.reduce = nn.Conv2d(mid, hidden, 1) if hidden else None
+        self.widen = nn.Conv2d(hidden, mid, 1) if hidden else None
+        self.project = nn.Conv2d(mid, made, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(made)
+        self.act, self.residual = act, stride == 1 and given == made
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, value in [*self.named_parameters(), *self.named_buffers()]:
+                if "norm" in name and value.dim():
+                    value.uniform_(0.5, 1.5, generator=generator)
+        self.to(memory_format=LAST)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        act = activation(self.act)
+        y = x if self.expand is None or self.norm1 is None else act(self.norm1(self.expand(x)))
+        y = act(self.norm2(self.depthwise(y)))
+        if self.reduce is not None and self.widen is not None:
+            y = y * F.hardsigmoid(self.widen(act(self.reduce(y.mean((2, 3), keepdim=True)))))
+        y = self.norm3(self.project(y))
+        y = y if keep is None else y * keep[:, None, None, None].to(y.dtype)
+        return y + x if self.residual else y
+
+    def layers(self) -> MBConvLayers:
+        gate = None if self.reduce is None or self.widen is None else (self.reduce, self.act, self.widen)
+        rest = (self.project, self.norm3, self.act)
+        return MBConvLayers(self.expand, self.norm1, self.depthwise, self.norm2, gate, *rest)
+
+
+def results(block: Layers, x: Tensor, keep: Tensor | None, steps: Any) -> list[Tensor]:
+    """Output, gradients of x and of the parameters, buffers. steps: None for the layers themselves."""
+    block, x = copy.deepcopy(block), x.clone().requires_grad_()
+    y = block(x, keep) if steps is None else mbconv(x, block.layers(), block.residual, keep, steps=steps)
+    (y * images(y.shape, y.dtype, seed=9).to(y.device)).sum().backward()
+    found = [y.detach(), x.grad, *(parameter.grad for parameter in block.parameters()), *block.buffers()]
+    return [value for value in found if value is not None and value.is_floating_point()]
+
+
+def given(case: str, dtype: torch.dtype, training: bool, dropped: bool) -> tuple[Layers, Tensor, Tensor | None]:
+    block = Layers(**CASES[case])
+    block.train(training).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    x = images((4, CASES[case]["widths"][0], 9, 7), dtype)
+    keep = torch.tensor([0.0, 1.25, 1.25, 0.0]).to(dtype) if dropped and block.residual else None
+    return block, x, keep
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_plan_is_the_layers_in_float64(case: str, training: bool) -> None:
+    for dropped in (False, True):
+        block, x, keep = given(case, torch.float64, training, dropped)
+        expected, found = results(block, x, keep, None), results(block, x, keep, reference_mbconv)
+        assert len(found) == len(expected) > 8
+        for mine, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_kernels_as_steps_err_at_most_twice_as_much_as_torchs_layers(
+    device: str, dtype: torch.dtype, case: str, training: bool
+) -> None:
+    block, x, keep = given(case, dtype, training, True)
+    exact = results(copy.deepcopy(block).double(), x.double(), keep, None)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        eager = results(block, x, keep, None)
+    if device == "cuda":
+        block, x, keep = block.to(device), x.to(device), None if keep is None else keep.to(device)
+    found = results(block, x, keep, mbconv_kernels if device == "cuda" else EMULATED)
+    check_errors([value.cpu() for value in found], eager, exact, dtype)
+
+
+def test_gradients_that_nobody_needs_are_not_given() -> None:
+    block, x, _ = given("gated", torch.float32, True, False)
+    block.depthwise.weight.requires_grad_(False)
+    mbconv(x, block.layers(), block.residual).sum().backward()
+    assert block.depthwise.weight.grad is None
+    assert block.project.weight.grad is not None
+    assert x.grad is None
+
+
+def test_what_is_kept_for_backward_is_x_and_what_three_convolutions_give() -> None:
+    block, x, _ = given("gated", torch.float32, True, False)
+    kept: dict[int, int] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        kept[value.data_ptr()] = value.numel()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        mbconv(x.requires_grad_(), block.layers(), block.residual)
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    assert sum(size for size in kept.values() if size >= pixels * 8) == pixels * (8 + 32 + 32 + 8)
+
+
+def test_a_single_value_a_channel_is_refused_in_training() -> None:
+    block, x, _ = given("plain", torch.float32, True, False)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        mbconv(x[:1, :, :1, :1], block.layers(), block.residual)
+
+
+@pytest.mark.skipif(not available(), reason="libpynas_ops is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_fakes_of_the_operators_are_of_the_results_shapes(case: str, dtype: torch.dtype) -> None:
+    block, x, keep = given(case, torch.float32, True, True)
+    block, x = block.to("meta"), x.to(dtype).to("meta")
+    keep = None if keep is None else keep.to("meta")
+    told: list[list[Any]] = []
+    for steps in (mbconv_kernels, reference_mbconv):
+        found = results(block, x, keep, steps)
+        told.append([(value.shape, value.dtype) for value in found])
+        if steps is mbconv_kernels:
+            assert all(value.is_contiguous(memory_format=LAST) for value in found[:2])
+    assert told[0] == told[1]
+
+
+@pytest.mark.skipif(not available(), reason="libpynas_ops is not built")
+def test_the_operators_have_no_kernels_on_a_cpu() -> None:
+    with pytest.raises(NotImplementedError, match="mbconv_expand"):
+        torch.ops.pynas.mbconv_expand(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), True)

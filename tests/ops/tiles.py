@@ -1,0 +1,223 @@
+"""The steps of the GPU's kernels, emulated on the CPU with the very code that the GPU runs: see tiles.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynas.ops.batch_norm_kernels import ACTIVATIONS
+from pynas.ops.reference_mbconv import Norm, NormBackward
+
+SOURCE = Path(__file__).with_name("tiles.cpp")
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+LAST = torch.channels_last
+
+
+@cache
+def library() -> ctypes.CDLL:
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / "tiles.so"
+        flags = ["-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+        flags += os.environ.get("PYNAS_TILES_FLAGS", "").split()  # tests/core/sanitize.sh has some
+        subprocess.run(["g++", *flags, str(SOURCE), "-o", str(made)], check=True)
+        return ctypes.CDLL(str(made))
+
+
+def structure(*fields: tuple[str, Any]) -> type[ctypes.Structure]:
+    return type("Made", (ctypes.Structure,), {"_fields_": list(fields)})
+
+
+def pointers(*names: str) -> list[tuple[str, Any]]:
+    return [(name, ctypes.c_void_p) for name in names]
+
+
+def ints(*names: str) -> list[tuple[str, Any]]:
+    return [(name, ctypes.c_int) for name in names]
+
+
+# As csrc/kernels/cuda/arguments.hpp has them.
+NORM = structure(*pointers("mean", "var", "weight", "bias"), ("eps", ctypes.c_float), ("act", ctypes.c_int32))
+GATE = structure(("values", ctypes.c_void_p), ("by_channel", ctypes.c_bool))
+BACKWARD = structure(("norm", NORM), ("gate", GATE), *pointers("dpool", "sums"), ("share", ctypes.c_float))
+STATISTICS = structure(*pointers("mean", "var"))
+PIXELS = structure(*ints("groups", "rows"))
+SHAPE = structure(*ints("n", "channels", "h", "w", "kernel", "stride"))
+OF_PIXELS = [("pixels", PIXELS), *ints("in", "out")]
+STEPS = {
+    "Expand": [*OF_PIXELS, *pointers("x", "weight", "y"), ("statistics", STATISTICS), *pointers("scratch")],
+    "Depthwise": [
+        *(("shape", SHAPE), ("norm", NORM), *pointers("x", "weight", "y"), ("statistics", STATISTICS)),
+        *pointers("scratch"),
+    ],
+    "Pooled": [("pixels", PIXELS), *ints("channels"), *pointers("x"), ("norm", NORM), *pointers("pooled")],
+    "Project": [
+        *(*OF_PIXELS, *pointers("x"), ("norm", NORM), ("gate", GATE), *pointers("weight", "y")),
+        *(("statistics", STATISTICS), *pointers("scratch")),
+    ],
+    "ProjectBackward": [
+        *(*OF_PIXELS, *pointers("d", "y"), ("after", BACKWARD), *pointers("weight", "x"), ("norm", NORM)),
+        *pointers("da", "sums", "scratch"),
+    ],
+    "ProjectWeightBackward": [
+        *(*OF_PIXELS, *pointers("d", "y"), ("after", BACKWARD), *pointers("x"), ("norm", NORM), ("gate", GATE)),
+        *pointers("dweight", "scratch"),
+    ],
+    "DepthwiseBackward": [
+        *(("shape", SHAPE), *pointers("d", "y"), ("after", BACKWARD), *pointers("weight", "x"), ("norm", NORM)),
+        *pointers("dz", "dweight", "sums", "scratch"),
+    ],
+    "ExpandBackward": [
+        *(*OF_PIXELS, *pointers("d", "y"), ("after", BACKWARD), *pointers("weight", "residual", "dx")),
+    ],
+    "ExpandWeightBackward": [
+        *(*OF_PIXELS, *pointers("d", "y"), ("after", BACKWARD), *pointers("x", "dweight", "scratch")),
+    ],
+}
+STRUCTURES = {name: structure(*fields) for name, fields in STEPS.items()}
+
+
+def address(value: Tensor | None) -> int | None:
+    return None if value is None else value.data_ptr()
+
+
+def norm_of(norm: Norm | None) -> Any:
+    if norm is None:
+        return NORM()
+    mean, var, weight, bias = (address(value) for value in norm[:4])
+    return NORM(mean, var, weight, bias, norm.eps, ACTIVATIONS[norm.act])
+
+
+def gate_of(gate: Tensor | None, channels: int) -> Any:
+    return GATE(address(gate), gate is not None and gate.shape[1] == channels)
+
+
+def backward_of(after: NormBackward) -> Any:
+    gate = gate_of(after.gate, len(after.norm.mean))
+    return BACKWARD(norm_of(after.norm), gate, address(after.dpool), address(after.sums), 1.0 / max(after.values, 1.0))
+
+
+def run(step: str, like: Tensor, **arguments: Any) -> None:
+    """A step of like's dtype; tensors as their addresses; scratch is made here, of NaN."""
+    made = STRUCTURES[step]()
+    for name, value in arguments.items():
+        setattr(made, name, address(value) if isinstance(value, Tensor) else value)
+    kind, own = TYPES[like.dtype], library()
+    if hasattr(own, f"scratch_{step}"):
+        size = getattr(own, f"scratch_{step}")
+        size.restype = ctypes.c_int64
+        scratch = torch.full((size(kind, ctypes.byref(made)),), torch.nan)
+        made.scratch = address(scratch)
+    getattr(own, f"run_{step}")(kind, ctypes.byref(made))
+
+
+def blank(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What memory holds before a kernel writes to it."""
+    made = torch.full(sizes, torch.nan, dtype=dtype)
+    return made.contiguous(memory_format=LAST) if len(sizes) == 4 and sizes[2:] != (1, 1) else made
+
+
+# The functions of pynas.ops.reference_mbconv.
+
+Statistics = tuple[Tensor, Tensor] | None
+
+
+def _written(channels: int, wanted: bool) -> tuple[Any, Statistics]:
+    if not wanted:
+        return STATISTICS(), None
+    mean, var = blank(channels), blank(channels)
+    return STATISTICS(address(mean), address(var)), (mean, var)
+
+
+def _pixels(x: Tensor) -> Any:
+    return PIXELS(x.shape[0], x.shape[2] * x.shape[3])
+
+
+def expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Statistics]:
+    y = blank(x.shape[0], len(weight), *x.shape[2:], dtype=x.dtype)
+    own, found = _written(len(weight), statistics)
+    run("Expand", x, pixels=_pixels(x), **{"in": x.shape[1]}, out=len(weight), x=x, weight=weight, y=y, statistics=own)
+    return y, found
+
+
+def _shape(x: Tensor, weight: Tensor, stride: int) -> Any:
+    n, c, h, w = x.shape
+    return SHAPE(n, c, h, w, weight.shape[2], stride)
+
+
+def depthwise(x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool) -> tuple[Tensor, Statistics]:
+    n, c, h, w = x.shape
+    y = blank(n, c, (h - 1) // stride + 1, (w - 1) // stride + 1, dtype=x.dtype)
+    own, found = _written(c, statistics)
+    shape = _shape(x, weight, stride)
+    run("Depthwise", x, shape=shape, norm=norm_of(norm), x=x, weight=weight, y=y, statistics=own)
+    return y, found
+
+
+def pooled(x: Tensor, norm: Norm) -> Tensor:
+    found = blank(*x.shape[:2])
+    run("Pooled", x, pixels=_pixels(x), channels=x.shape[1], x=x, norm=norm_of(norm), pooled=found)
+    return found
+
+
+def project(x: Tensor, norm: Norm, gate: Tensor | None, weight: Tensor, statistics: bool) -> tuple[Tensor, Statistics]:
+    y = blank(x.shape[0], len(weight), *x.shape[2:], dtype=x.dtype)
+    own, found = _written(len(weight), statistics)
+    sizes = {"pixels": _pixels(x), "in": x.shape[1], "out": len(weight)}
+    gated = gate_of(gate, x.shape[1])
+    run("Project", x, **sizes, x=x, norm=norm_of(norm), gate=gated, weight=weight, y=y, statistics=own)
+    return y, found
+
+
+def _of_backward(d: Tensor, y: Tensor, after: NormBackward, channels: int) -> dict[str, Any]:
+    sizes = {"pixels": _pixels(y), "in": channels, "out": y.shape[1]}
+    return {**sizes, "d": d, "y": y, "after": backward_of(after)}
+
+
+def project_backward(
+    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    n, c = x.shape[:2]
+    da, sums = blank(*x.shape, dtype=x.dtype), blank(5, n, c)
+    shared = _of_backward(d, y, after, c)
+    run("ProjectBackward", x, **shared, weight=weight, x=x, norm=norm_of(norm), da=da, sums=sums)
+    return da, sums
+
+
+def project_weight_backward(
+    d: Tensor, y: Tensor, after: NormBackward, x: Tensor, norm: Norm, gate: Tensor | None
+) -> Tensor:
+    c = x.shape[1]
+    dweight = blank(y.shape[1], c, 1, 1)
+    shared = _of_backward(d, y, after, c)
+    run("ProjectWeightBackward", x, **shared, x=x, norm=norm_of(norm), gate=gate_of(gate, c), dweight=dweight)
+    return dweight
+
+
+def depthwise_backward(
+    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm | None, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    dz, dweight, sums = blank(*x.shape, dtype=x.dtype), torch.full_like(weight, torch.nan), blank(2, x.shape[1])
+    shared = {"shape": _shape(x, weight, stride), "d": d, "y": y, "after": backward_of(after), "weight": weight, "x": x}
+    run("DepthwiseBackward", x, **shared, norm=norm_of(norm), dz=dz, dweight=dweight, sums=sums)
+    return dz, dweight, sums
+
+
+def expand_backward(d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, residual: Tensor | None) -> Tensor:
+    c = weight.shape[1]
+    dx = blank(y.shape[0], c, *y.shape[2:], dtype=y.dtype)
+    run("ExpandBackward", y, **_of_backward(d, y, after, c), weight=weight, residual=residual, dx=dx)
+    return dx
+
+
+def expand_weight_backward(d: Tensor, y: Tensor, after: NormBackward, x: Tensor) -> Tensor:
+    dweight = blank(y.shape[1], x.shape[1], 1, 1)
+    run("ExpandWeightBackward", x, **_of_backward(d, y, after, x.shape[1]), x=x, dweight=dweight)
+    return dweight
