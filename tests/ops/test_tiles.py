@@ -70,6 +70,10 @@ def check(steps: Any, step: str, dtype: torch.dtype, *arguments: Any) -> None:
     device = "cuda" if steps is ON_GPU else "cpu"
     mine, wide = ([mapped(to, value) for value in arguments] for to in (lambda x: x.to(device), Tensor.double))
     found = [value.cpu() for value in flat(getattr(steps, step)(*mine))]
+    if steps is EMULATED:
+        with tiles.last_thread_first():
+            others = flat(getattr(tiles, step)(*arguments))
+        assert all(torch.equal(a, b) for a, b in zip(found, others, strict=True)), "threads disturb each other"
     eager = flat(getattr(reference, step)(*arguments))
     exact = flat(getattr(reference, step)(*wide))
     assert len(found) == len(eager) == len(exact) > 0

@@ -58,3 +58,7 @@ extern "C" uint16_t bits_for(int type, float value) {
   put(&half, value);
   return type == 1 ? brain.bits : half.bits;
 }
+
+extern "C" void run_last_thread_first(bool wanted) {
+  last_thread_first = wanted;
+}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +31,14 @@ def library() -> ctypes.CDLL:
         flags += os.environ.get("PYNAS_TILES_FLAGS", "").split()  # tests/core/sanitize.sh has some
         subprocess.run(["g++", *flags, str(SOURCE), "-o", str(made)], check=True)
         return ctypes.CDLL(str(made))
+
+
+@contextmanager
+def last_thread_first() -> Iterator[None]:
+    """Threads in the other order: results differ where one reads what another writes in the same phase."""
+    library().run_last_thread_first(True)
+    yield
+    library().run_last_thread_first(False)
 
 
 def structure(*fields: tuple[str, Any]) -> type[ctypes.Structure]:

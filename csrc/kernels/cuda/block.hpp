@@ -98,11 +98,14 @@ void launch(const typename Kernel::Arguments& arguments, cudaStream_t stream) {
 
 #else
 
+// Results must not depend on it: where they do, a thread reads what another writes in the same phase.
+inline bool last_thread_first = false;
+
 template <int threads>
 struct Block {
   template <class Phase>
   void each(const Phase& phase) const {
-    for (int thread = 0; thread < threads; ++thread) phase(thread);
+    for (int i = 0; i < threads; ++i) phase(last_thread_first ? threads - 1 - i : i);
   }
 
   template <class Phase>
