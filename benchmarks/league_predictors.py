@@ -205,6 +205,7 @@ def main() -> None:
     tables, cells = league_tables.tables(options), Cells(options.keep)
     names = options.contestants if options.kept else play_all(tables, options, cells)
     found = taus(cells, tables, names, options)
+    league_tables.need(found, options.counts, "labels leave at least 100 of a table's rows to test on")
     rows, targets = evaluate(found, cells, options.counts, options.seeds)
     settings = {"seeds": options.seeds, "unlabelled": UNLABELLED, "tested": TESTED}
     data = {"settings": settings, "tau": found}

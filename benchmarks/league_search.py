@@ -477,6 +477,7 @@ def main() -> None:
     if not options.kept:
         play_all(tables, options, cells)
     found = regrets(cells, tables, options)
+    league_tables.need(found, options.counts, "a search trains at most half of a table's rows")
     rows, targets = evaluate(found, options.counts, options.seeds)
     settings = {"seeds": options.seeds, "budgets, quantiles of the cost": league_tables.QUANTILES, "workers": WORKERS}
     columns = ("candidates trained", *map(str, options.counts))

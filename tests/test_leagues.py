@@ -14,7 +14,12 @@ import pytest
 
 import pynas
 from pynas.errors import PynasError
+from pynas.nars.config import NARSConfig
+from pynas.nars.iterate import select_candidates
+from pynas.nars.pool import make_pool
 from pynas.predict.domain import Dimension
+from pynas.randomness import generator
+from pynas.search.config import read_config
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NAMES = ("harness", "league_tables", "league_predictors", "league_search")
@@ -232,3 +237,42 @@ def test_the_joint_table_is_of_the_space_it_names(scripts: dict[str, ModuleType]
     assert table.curves is not None
     assert np.array_equal(table.curves[:, -1], table.accuracies[:, 0])
     assert 5 <= table.curves.min() <= table.curves.max() < 100  # percent
+
+
+def test_the_joint_tables_rows_are_what_its_study_picks(scripts: dict[str, ModuleType]) -> None:
+    config = read_config(BENCHMARKS / "tables" / "fbnetv3_28.yaml")
+    assert isinstance(config, NARSConfig)
+    assert config.selection == "paper"
+    space = pynas.load_space(config.space)
+    pool = make_pool(space, config.pool.size, budget=pynas.Budget(**config.pool.budget), seed=config.seed)
+    flops = space.costs(pool.genomes)["flops"]
+    scores = generator(config.seed, "first iteration").random(len(pool.genomes)).astype(np.float32)
+    picks = select_candidates(pool.genomes, flops, scores, config.candidates, flop_range=(1e6, 4e6), taken=set())
+    table = scripts["league_tables"].read_csv(BENCHMARKS / "tables" / "fbnetv3_28.csv")
+    assert sorted(table.costs["flops"]) == sorted(flops[picks])
+
+
+def test_leagues_say_what_they_cannot_use(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    tables = scripts["league_tables"]
+    kept = tmp_path / "kept.jsonl"
+    cells = tables.Cells(kept)
+    cells.put(("t", "random", 16, 0), 0.5, 1.0)
+    cells.put(("t", "random", 16, 1), 0.25, 1.0)
+    kept.write_text(kept.read_text()[:-5])  # killed while it wrote
+    again = tables.Cells(kept)
+    assert list(again.values) == [("t", "random", 16, 0)]
+    again.put(("t", "random", 16, 1), 0.25, 1.0)
+    assert len(tables.Cells(kept).values) == 2
+    kept.write_text("no JSON\n")
+    with pytest.raises(SystemExit) as ended:
+        tables.Cells(kept)
+    assert ended.value.code == 2
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "t.csv").write_text("range:x,cost:flops,accuracy\n1,1,1\n2,2,2\n")
+    twice = argparse.Namespace(tables=[], table=[tmp_path / "a" / "t.csv", tmp_path / "b" / "t.csv"])
+    with pytest.raises(SystemExit) as ended:
+        tables.tables(twice)
+    assert ended.value.code == 2
+    with pytest.raises(SystemExit):
+        tables.need({}, [16], "a rule")

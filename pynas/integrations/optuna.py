@@ -56,8 +56,8 @@ class NARSSampler(BaseSampler):
     space: a table's space or its name, then the objective calls `suggest`; or distributions by name; or None, for the
     parameters that all finished trials share, as in Optuna's own samplers. Others are sampled one by one.
     budgets: bounds on costs by the budget's name; without any there is one that admits everything.
-    cost: the costs of a candidate from its values, ``{"flops": 3e6}`` or a single number, named "cost". It is called
-    for thousands of candidates. A table's costs are counted.
+    cost: the costs of a candidate from its values in the search space, ``{"flops": 3e6}`` or a single number, named
+    "cost". It is called for thousands of candidates. A table's costs are counted.
     first: random trials before the first fit. candidates: random ones each pick chooses from, beside neighbours.
     failed: a failed trial counts as the "worst" value, or is "ignored".
     independent_sampler: for parameters outside of the search space, in place of random values.
@@ -206,7 +206,9 @@ class NARSSampler(BaseSampler):
             points = np.stack([point for _, point in placed])
             values = np.array([trial.value for trial, _ in placed], np.float64)
             signed = values if study.direction == StudyDirection.MAXIMIZE else -values
-            best = best_within(signed, ground.within(ground.costs(points), len(points)))
+            # By all that a trial was, of which the search space may be a part.
+            costs = ground.costs_of([trial.params for trial, _ in placed]) if self._cost else ground.costs(points)
+            best = best_within(signed, ground.within(costs, len(points)))
         found = [None if index is None else placed[index][0] for index in best]
         return dict(zip(self._budgets, found, strict=True))
 
@@ -447,7 +449,10 @@ def _promised(ground: Ground, trial: FrozenTrial) -> Points | None:
     except json.JSONDecodeError:  # half of it is written
         return None
     named = [axis for axis in ground.axes if axis.name in values]
-    known = {axis.name: axis.distribution.to_internal_repr(values[axis.name]) for axis in named}
+    try:
+        known = {axis.name: axis.distribution.to_internal_repr(values[axis.name]) for axis in named}
+    except ValueError:  # enqueued with what its distribution cannot have: that trial will fail, not this one
+        return None
     return ground.point_of({**numbers, **known})
 
 

@@ -225,21 +225,32 @@ class Ground:
 
     def _told(self, values: dict[str, Any]) -> tuple[float, ...]:
         assert self.cost is not None
-        told = self.cost(dict(values))
-        told = told if isinstance(told, Mapping) else {"cost": told}
-        self._names = self._names or tuple(sorted(told))
-        if tuple(sorted(told)) != self._names:
-            raise PynasError(f"cost: {sorted(told)} for {values}; allowed: {list(self._names)}, as before")
-        for name, bounds in self.budgets.items():
-            if unknown := [cost for cost in bounds if cost not in self._names]:
-                raise PynasError(f"budget {name}: unknown cost {unknown[0]!r}; allowed: {', '.join(self._names)}")
         try:
-            row = tuple(float(told[name]) for name in self._names)
+            told = self.cost(dict(values))
+        except Exception as error:  # whatever a user's function does
+            raise PynasError(f"cost: {type(error).__name__}: {error}, called with {values}") from error
+        told = told if isinstance(told, Mapping) else {"cost": told}
+        names = self._names or tuple(sorted(told))
+        if tuple(sorted(told)) != names:
+            raise PynasError(f"cost: {sorted(told)} for {values}; allowed: {list(names)}, as before")
+        try:
+            row = tuple(float(told[name]) for name in names)
         except (TypeError, ValueError):
             row = (np.nan,)
-        if not np.isfinite(row).all():
-            raise PynasError(f"cost: {dict(told)} for {values}; allowed: finite numbers")
+        if not row or not np.isfinite(row).all():
+            raise PynasError(
+                f"cost: {dict(told)} for {values}; allowed: finite numbers, by their names or a single one"
+            )
+        for name, bounds in self.budgets.items():
+            if unknown := [cost for cost in bounds if cost not in names]:
+                raise PynasError(f"budget {name}: unknown cost {unknown[0]!r}; allowed: {', '.join(names)}")
+        self._names = names
         return row
+
+    def costs_of(self, candidates: Sequence[Mapping[str, Any]]) -> Costs:
+        """The same of values, which may hold more than this search space; of a table's space not."""
+        table = np.array([self._told(dict(values)) for values in candidates], np.float64)
+        return {name: table[:, i] for i, name in enumerate(self._names)}
 
     def within(self, costs: Costs, n: int) -> NDArray[np.bool_]:
         """Which points each budget admits: bool ``(budgets, n)``."""

@@ -64,7 +64,8 @@ def evolve_study(
 
     The best `train` candidates that are not trained yet are trained as the search's were, up to its early-stop epoch,
     through the study's executor or one of the kind `executor`; their trials stay in the study. With `train` 0 nothing
-    is trained, and the answers are candidates that never were, in the order of what the predictor says of them.
+    is trained, and the answers are candidates that never were (but where there are no others), in the order of what the
+    predictor says of them. What failed in the search is neither trained again nor an answer.
 
     Raises PynasError where the study has no predictor yet, the budget cannot be met or somebody else is at the study.
     """
@@ -79,7 +80,8 @@ def evolve_study(
         raise PynasError(f"{path}: its results are incomplete; finish the search first: pynas search STUDY.yaml")
     epoch = stop["epoch"]
     # Judged by what the search has trained, and not by answers: asked again, the same candidates are the best.
-    searched = _complete(Study.open(directory, read_only=True).trials(), epoch)
+    trials = Study.open(directory, read_only=True).trials()
+    searched, failed = _complete(trials, epoch), [trial for trial in trials if trial.state == "failed"]
     overrides: dict[str, Any] = {"mode": mode} if mode else {}
     found = evolve(
         space,
@@ -92,7 +94,10 @@ def evolve_study(
     )
     genomes, predicted = found.genomes, found.scores.astype(np.float64)
     if config.selection == "aimed":
-        genomes, predicted = _judged(config, space, budget, searched, epoch, genomes)
+        genomes, predicted = _judged(config, space, budget, searched, failed, epoch, genomes)
+    hopeless = {_key(trial.genome) for trial in failed}
+    if (hopeful := np.array([_key(genome) not in hopeless for genome in genomes])).any():
+        genomes, predicted = genomes[hopeful], predicted[hopeful]
     trained = {_key(trial.genome): trial for trial in searched}
     if train:
         new = [genome.tolist() for genome in genomes if _key(genome) not in trained][:train]
@@ -134,6 +139,7 @@ def _judged(
     space: Space,
     budget: Budget,
     searched: Sequence[Trial],
+    failed: Sequence[Trial],
     epoch: int,
     evolved: NDArray[np.uint8],
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -143,8 +149,8 @@ def _judged(
 
     pool = make_pool(space, config.pool.size, budget=Budget(**config.pool.budget), seed=config.seed).genomes
     acquisition = Acquisition(space, pool, {"": budget}, seed=config.seed)
-    labels = np.array([trial.curve[epoch - 1] for trial in searched])
-    model = acquisition.fit(np.array([trial.genome for trial in searched], np.uint8), labels)
+    labels = np.array([*(trial.curve[epoch - 1] for trial in searched), *[np.nan] * len(failed)])
+    model = acquisition.fit(np.array([trial.genome for trial in (*searched, *failed)], np.uint8), labels)
     picks = acquisition.pick(model, evolved, len(evolved), turn=0, taken=set(), greedy=True)
     return picks.genomes, picks.predicted
 

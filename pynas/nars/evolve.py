@@ -114,7 +114,9 @@ def evolve(
         raise PynasError(f"evolve: settings {settings!r}; allowed: EvolutionSettings, or its fields as keywords")
     full = replace(settings or EvolutionSettings(), **overrides).resolved(len(space.variables))
     if not isinstance(predictor, Predictor):
-        raise PynasError(f"evolve: {predictor!r} is not a Predictor; read one with pynas.Predictor.load(path)")
+        came = type(predictor).__name__
+        hint = "pynas.Predictor.load(path), or the predictor of a model's distill(space)"
+        raise PynasError(f"evolve: predictor of type {came}; allowed: a Predictor, as {hint}")
     inherited = np.zeros((0, len(space.variables)), np.uint8) if initial is None else initial[: full.inherited]
     lower, upper = Budget.of(budget).arrays()
     options = asdict(full)

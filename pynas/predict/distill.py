@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pynas.errors import PynasError
 from pynas.predict.domain import STATISTICS
 from pynas.predict.mlp import TwoHeadedMLP, minimise, reproducible
 from pynas.predict.predictor import Predictor
 from pynas.predict.ranking import kendall_tau
 from pynas.predict.settings import PredictorSettings
 from pynas.randomness import derive_seed, generator
-from pynas.space.space import Space
+from pynas.space.space import Space, check_seed, load_space
 
 if TYPE_CHECKING:
     from pynas.predict.models import AccuracyModel
@@ -39,14 +41,18 @@ class Distilled:
 
 
 def distill(
-    model: AccuracyModel, space: Space, *, genomes: NDArray[np.uint8] | None = None, seed: int = 0
+    model: AccuracyModel, space: Space | str | Path, *, genomes: NDArray[np.uint8] | None = None, seed: int = 0
 ) -> Distilled:
     """An MLP on architecture, recipe, log FLOPs and log parameters that says what `model` says of genomes of `space`.
 
     Learnt from `genomes`, uint8 ``(n, variables)`` (by default 8000 random ones), with squared error. `model.domain`
-    must be that of the space.
+    must be that of the space. Raises PynasError for fewer than 10 genomes.
     """
     start = time.perf_counter()
+    space = space if isinstance(space, Space) else load_space(space)
+    check_seed(seed)
+    if genomes is not None and len(genomes) < 10:
+        raise PynasError(f"distill: {len(genomes)} genomes; allowed: 10 and more")
     if genomes is None:
         genomes = space.sample(SAMPLES + HELD_OUT, seed=derive_seed(seed, "distill"))
     batch = model.domain.genomes(space, genomes)

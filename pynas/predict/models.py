@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from pynas.predict.gaussian_process import GaussianProcess, Hyperparameters
 from pynas.predict.labels import LabelWarp
 from pynas.predict.settings import PredictorSettings
 from pynas.randomness import derive_seed
+from pynas.space.space import Space, check_seed, load_space
 
 if TYPE_CHECKING:
     from pynas.predict.distill import Distilled
-    from pynas.space.space import Space
 
 Vector = NDArray[np.float64]
 
@@ -31,21 +32,40 @@ Vector = NDArray[np.float64]
 class AccuracyModel(ABC):
     """A fitted model of accuracy on a domain."""
 
+    space: Space | None = None  # whose genomes it takes: that of `fit_predictor`
+
     def __init__(self, domain: Domain) -> None:
         self.domain = domain
 
-    @abstractmethod
-    def predict(self, batch: Batch) -> tuple[Vector, Vector]:
-        """Mean and standard deviation of the accuracy: float64 ``(n,)`` each.
+    def predict(self, candidates: Batch | NDArray[np.uint8]) -> tuple[Vector, Vector]:
+        """Mean and standard deviation of the accuracy of candidates, a batch or genomes: float64 ``(n,)`` each.
 
-        The deviation is that of the noiseless accuracy; NaN from models that know none.
+        The deviation is that of the noiseless accuracy; NaN from models that know none. It says nothing where all
+        labels were the same. Raises PynasError for genomes without a space.
         """
+        return self._predict(self._batch(candidates))
 
-    def mean(self, batch: Batch) -> Vector:
+    def mean(self, candidates: Batch | NDArray[np.uint8]) -> Vector:
         """The first part of `predict`, quicker where the second costs time."""
-        return self.predict(batch)[0]
+        return self._predict_mean(self._batch(candidates))
 
-    def distill(self, space: Space, *, genomes: NDArray[np.uint8] | None = None, seed: int = 0) -> Distilled:
+    @abstractmethod
+    def _predict(self, batch: Batch) -> tuple[Vector, Vector]: ...
+
+    def _predict_mean(self, batch: Batch) -> Vector:
+        return self._predict(batch)[0]
+
+    def _batch(self, candidates: Batch | NDArray[np.uint8]) -> Batch:
+        if isinstance(candidates, Batch):
+            return candidates
+        if self.space is None:
+            came = type(candidates).__name__
+            raise PynasError(f"predict: {came}; allowed: a Batch, as model.domain.genomes(space, genomes) gives")
+        return self.domain.genomes(self.space, candidates)
+
+    def distill(
+        self, space: Space | str | Path, *, genomes: NDArray[np.uint8] | None = None, seed: int = 0
+    ) -> Distilled:
         """The arrays that the compiled core scores, fitted to what this model says; see `distill.distill`."""
         from pynas.predict.distill import distill
 
@@ -59,12 +79,12 @@ class ProcessModel(AccuracyModel):
         super().__init__(encoding.domain)
         self.encoding, self.warp, self.process = encoding, warp, process
 
-    def predict(self, batch: Batch) -> tuple[Vector, Vector]:
+    def _predict(self, batch: Batch) -> tuple[Vector, Vector]:
         mean, deviation = self.posterior(batch)
         inverse = self.warp.inverse
         return inverse(mean), (inverse(mean + deviation) - inverse(mean - deviation)) / 2
 
-    def mean(self, batch: Batch) -> Vector:
+    def _predict_mean(self, batch: Batch) -> Vector:
         return self.warp.inverse(self.process.predict(self.encoding(batch), deviation=False)[0])
 
     def posterior(self, batch: Batch) -> tuple[Vector, Vector]:
@@ -99,7 +119,7 @@ class RidgeModel(AccuracyModel):
         mean, deviation = self._scale
         return (self._inputs(batch) - mean) / deviation
 
-    def predict(self, batch: Batch) -> tuple[Vector, Vector]:
+    def _predict(self, batch: Batch) -> tuple[Vector, Vector]:
         unknown = np.full(len(batch), np.nan)
         if self._ridge is None:
             return np.full(len(batch), self._only), unknown
@@ -134,7 +154,7 @@ class MLPModel(AccuracyModel):
         )
         self._mean, self._scale = map(float, scale)
 
-    def predict(self, batch: Batch) -> tuple[Vector, Vector]:
+    def _predict(self, batch: Batch) -> tuple[Vector, Vector]:
         from pynas.predict.mlp import accuracy_head
 
         standardised = accuracy_head(self._weights, mlp_features(self.domain, batch), self._width)
@@ -225,6 +245,8 @@ MODELS: dict[str, Callable[..., AccuracyModel]] = {
 }
 """Kinds of models by name."""
 
+_SETTINGS = ("seed", "variance", "begin", "tune", "encoding", "settings")
+
 
 def fit_model(
     kind: str, domain: Domain, unlabelled: Batch, batch: Batch, accuracies: NDArray[Any], **settings: Any
@@ -232,18 +254,25 @@ def fit_model(
     """A model of `kind` (one of `MODELS`) fitted to the accuracies of a batch.
 
     `unlabelled` are some hundreds or thousands of candidates as they are to be predicted: features are standardised
-    over them, and a pretrained MLP learns their statistics. `accuracies` is ``(n,)``; NaN is that of a failed training,
-    which counts as the lowest accuracy measured. `settings`: `seed`; `variance`, what is known of each label's own
-    noise, `begin`, hyperparameters to go on from, `tune`, False to keep those, and `encoding`, that of `unlabelled`
-    where it is at hand (processes); `settings`, PredictorSettings (MLPs).
+    over them, and a pretrained MLP learns their statistics. `accuracies` is ``(n,)``; one that is masked or no finite
+    number is that of a failed training, which counts as the lowest accuracy measured. `settings`: `seed`; `variance`,
+    what is known of each label's own noise, ``(n,)``, `begin`, hyperparameters to go on from, `tune`, False to keep
+    those, and `encoding`, that of `unlabelled` where it is at hand (processes); `settings`, PredictorSettings (MLPs).
 
-    Raises PynasError for an unknown kind, for accuracies of another shape and where none is measured.
+    Raises PynasError for an unknown kind or setting, for accuracies of another shape and where none is measured.
     """
-    if kind not in MODELS:
+    if not isinstance(kind, str) or kind not in MODELS:
         raise PynasError(f"model {kind!r}; allowed: {', '.join(MODELS)}")
-    labels = np.array(accuracies, np.float64)
-    if labels.shape != (len(batch),):
-        raise PynasError(f"accuracies of shape {labels.shape}; allowed: ({len(batch)},), one a candidate")
+    if unknown := [name for name in settings if name not in _SETTINGS]:
+        raise PynasError(f"{kind}: unknown setting {unknown[0]!r}; allowed: {', '.join(_SETTINGS)}")
+    if not isinstance(settings.get("settings") or PredictorSettings(), PredictorSettings):
+        raise PynasError(f"{kind}: settings {settings['settings']!r}; allowed: PredictorSettings")
+    check_seed(settings.get("seed", 0))
+    labels = _vector("accuracies", accuracies, len(batch))
+    if settings.get("variance") is not None:
+        settings["variance"] = _vector("variance", settings["variance"], len(batch))
+        if not (settings["variance"] >= 0).all():
+            raise PynasError("variance: some below 0, or not a number; allowed: 0 and above")
     measured = np.isfinite(labels)
     if not measured.any():
         raise PynasError(f"{len(labels)} accuracies, none of them a finite number; a model needs at least one")
@@ -251,8 +280,18 @@ def fit_model(
     return MODELS[kind](domain, unlabelled, batch, labels, **settings)
 
 
+def _vector(name: str, values: Any, n: int) -> Vector:
+    try:
+        vector = np.ma.filled(np.ma.array(values, np.float64), np.nan)
+    except (TypeError, ValueError):
+        raise PynasError(f"{name}: {values!r}; allowed: numbers") from None
+    if vector.shape != (n,):
+        raise PynasError(f"{name} of shape {vector.shape}; allowed: ({n},), one a candidate")
+    return vector
+
+
 def fit_predictor(
-    space: Space,
+    space: Space | str | Path,
     genomes: NDArray[np.uint8],
     accuracies: NDArray[Any],
     *,
@@ -262,9 +301,12 @@ def fit_predictor(
 ) -> AccuracyModel:
     """A model fitted to the accuracies of genomes ``(n, variables)`` of a table's space; see `fit_model`.
 
-    ``model.predict(model.domain.genomes(space, genomes))`` gives means and deviations of others, and
-    ``model.distill(space).predictor`` is what `pynas.evolve` takes.
+    ``model.predict(genomes)`` gives means and deviations of others, and ``model.distill(space).predictor`` is what
+    `pynas.evolve` takes.
     """
+    space = space if isinstance(space, Space) else load_space(space)
     domain = Domain.of(space)
-    unlabelled = domain.genomes(space, space.sample(UNLABELLED, seed=derive_seed(seed, "unlabelled")))
-    return fit_model(kind, domain, unlabelled, domain.genomes(space, genomes), accuracies, seed=seed, **settings)
+    unlabelled = domain.genomes(space, space.sample(UNLABELLED, seed=derive_seed(check_seed(seed), "unlabelled")))
+    model = fit_model(kind, domain, unlabelled, domain.genomes(space, genomes), accuracies, seed=seed, **settings)
+    model.space = space
+    return model

@@ -217,6 +217,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown cost of a table": ({"space": "fbnetv3_28", "budgets": {"b": {"flop": 1}}}, "unknown cost 'flop'"),
     "cost of a table": ({"space": "fbnetv3_28", "cost": flops}, "cost: the costs of a table's space are counted"),
     "cost without a value": ({"space": WITH_COST, "cost": lambda _: math.nan}, "cost: .*; allowed: finite numbers"),
+    "cost that gives nothing": (
+        {"space": WITH_COST, "cost": lambda _: None, "budgets": {"b": {"flops": 10}}},
+        "cost: {'cost': None} for .*; allowed: finite numbers",
+    ),
+    "no costs": (
+        {"space": WITH_COST, "cost": lambda _: {}, "budgets": {"b": {"flops": 10}}},
+        "cost: {} for .*; allowed",
+    ),
     "bounds": ({"cost": flops, "budgets": {"b": {"flops": (3, 1)}}}, "the lower bound 3 is above the upper bound 1"),
     "budget": ({"cost": flops, "budgets": {"b": 3}}, "budget b: 3; allowed: a mapping"),
     "first": ({"first": 0}, "first 0; allowed: whole numbers of at least 1"),
@@ -335,6 +343,42 @@ def test_what_is_enqueued_is_kept_and_the_rest_is_chosen_for_it() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def conditional(trial: Trial) -> float:
+    layers, kind = trial.suggest_int("layers", 1, 8), trial.suggest_categorical("kind", ["a", "b"])
+    wide = trial.suggest_int("width", 1, 64) if kind == "a" else trial.suggest_int("rank", 1, 8)
+    return -float(layers * wide)
+
+
+def test_answers_are_within_their_budgets_by_all_that_a_trial_was() -> None:
+    def cost(values: dict[str, Any]) -> dict[str, float]:
+        return {"flops": values["layers"] * values.get("width", values.get("rank", 1))}
+
+    study = study_of(small(cost=cost, budgets={"s": {"flops": 100}}))
+    study.optimize(conditional, n_trials=16)
+    sampler = study.sampler
+    assert isinstance(sampler, NARSSampler)
+    answer = sampler.answers(study)["s"]
+    assert answer is not None
+    within = [trial for trial in study.trials if cost(trial.params)["flops"] <= 100]
+    assert len(within) < 16
+    assert answer.value == min(trial.value for trial in within if trial.value is not None)
+
+
+def test_a_cost_function_that_fails_is_told_with_what_it_was_given() -> None:
+    study = study_of(small(cost=lambda values: values["width"], budgets={"s": {"cost": 100}}))
+    with pytest.raises(PynasError, match="cost: KeyError: 'width', called with"):
+        study.optimize(conditional, n_trials=16)
+
+
+def test_what_is_enqueued_wrongly_fails_alone() -> None:
+    study = study_of(small())
+    for values in ({"x": 99.0, "n": 3}, {"x": "abc"}, {"zzz": 1}, {}):
+        study.enqueue_trial(values)
+    study.optimize(mixed, n_trials=12, catch=ValueError)
+    failed = [trial.number for trial in study.trials if trial.state == TrialState.FAIL]
+    assert failed in ([1], [0, 1])  # Optuna warns of a value out of range, and takes it
+
+
 def test_another_sampler_may_fix_parameters_but_not_those_of_a_table() -> None:
     study = study_of(optuna.samplers.PartialFixedSampler({"n": 3}, small(first=2)))
     study.optimize(mixed, n_trials=5)

@@ -15,8 +15,11 @@ from command_line import run_pynas
 from search_examples import EXAMPLES, run, start, trainings
 
 import pynas
+from pynas.nars.answers import evolve_study
+from pynas.search.trainings import record
 from pynas.study.directory import StudyDirectory
 from pynas.study.study import Study
+from pynas.study.trials import Trial
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +219,21 @@ def test_a_finished_study_that_is_run_again_and_killed_still_answers(
     done = run_pynas("evolve", str(directory), *BUDGET)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "its results are incomplete; finish the search first" in done.stderr
+
+
+def test_what_failed_in_the_search_is_no_answer(undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    copy = shutil.copytree(undisturbed[0], tmp_path / "study")
+    budget = pynas.Budget(flops=(40e3, 80e3))
+    best = evolve_study(copy, budget, train=0).answers[0]
+    directory = StudyDirectory.open(copy)
+    with directory:
+        study = Study.open(directory)
+        trial = Trial(iteration=1, index=99, genome=best["genome"], epochs=2, seed=0, costs=best["costs"])
+        (recorded,) = record(study, pynas.load_space(EXAMPLES / "tiny.yaml"), [trial])
+        study.fail(recorded.key, "loss is nan")
+    again = [answer["genome"] for answer in evolve_study(copy, budget, train=0).answers]
+    assert len(again) > 5
+    assert best["genome"] not in again
 
 
 def test_evolve_says_what_it_cannot_do(undisturbed: tuple[Path, dict[str, Any]]) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 import pynas
 from pynas.errors import PynasError
+from pynas.nars.evolve import evolve
 from pynas.predict.cross_validation import cross_validate, models_to_check
 from pynas.predict.domain import Dimension, Domain
 from pynas.predict.labels import LabelWarp
-from pynas.predict.models import MODELS, ProcessModel, fit_model, mlp_features
+from pynas.predict.models import MODELS, ProcessModel, fit_model, fit_predictor, mlp_features
 from pynas.predict.ranking import kendall_tau
 from pynas.predict.settings import PredictorSettings
+from pynas.space.space import load_space
 
 SPACE = pynas.load_space("fbnetv3_28")
 DOMAIN = Domain.of(SPACE)
@@ -174,12 +178,37 @@ def test_cross_validation_never_predicts_what_it_was_fitted_on() -> None:
         ({"kind": "forest"}, "model 'forest'; allowed: gaussian_process, linear, ridge, mlp, pretrained_mlp"),
         ({"labels": np.full(5, np.nan)}, "5 accuracies, none of them a finite number; a model needs at least one"),
         ({"labels": np.zeros(4)}, r"accuracies of shape \(4,\); allowed: \(5,\), one a candidate"),
+        ({"labels": ["a"] * 5}, r"accuracies: \['a', .*; allowed: numbers"),
+        ({"kind": ["ridge"]}, r"model \['ridge'\]; allowed: gaussian_process"),
+        ({"variance": np.ones(3)}, r"variance of shape \(3,\); allowed: \(5,\), one a candidate"),
+        ({"tunne": False}, "ridge: unknown setting 'tunne'; allowed: seed, variance"),
+        ({"variance": -np.ones(5)}, "variance: some below 0, or not a number; allowed: 0 and above"),
+        ({"settings": 3}, "ridge: settings 3; allowed: PredictorSettings"),
+        ({"seed": -1}, "seed -1; allowed: whole numbers"),
     ],
 )
-def test_what_cannot_be_fitted_is_said(change: dict[str, object], message: str) -> None:
-    batch = DOMAIN.genomes(SPACE, GENOMES[:5])
+def test_what_cannot_be_fitted_is_said(change: dict[str, Any], message: str) -> None:
+    batch, given = DOMAIN.genomes(SPACE, GENOMES[:5]), dict(change)
+    kind, labels = given.pop("kind", "ridge"), given.pop("labels", np.zeros(5))
     with pytest.raises(PynasError, match=message):
-        fit_model(change.get("kind", "ridge"), DOMAIN, batch, batch, change.get("labels", np.zeros(5)))
+        fit_model(kind, DOMAIN, batch, batch, labels, **given)
+
+
+def test_the_front_door_takes_names_and_genomes() -> None:
+    labels = np.ma.masked_array(accuracies(GENOMES[:60]), mask=np.arange(60) == 3)
+    model = fit_predictor(SPACE, GENOMES[:60], labels, kind="ridge")
+    mean, _ = model.predict(GENOMES)
+    assert np.array_equal(mean, model.predict(DOMAIN.genomes(SPACE, GENOMES))[0])
+    assert np.array_equal(mean, model.mean(GENOMES))
+    own = load_space("fbnetv3_28")
+    named = fit_predictor("fbnetv3_28", own.sample(20), np.arange(20), kind="ridge")
+    assert named.distill("fbnetv3_28").predictor.fingerprint == own.fingerprint
+    with pytest.raises(PynasError, match="distill: 0 genomes; allowed: 10 and more"):
+        model.distill(SPACE, genomes=GENOMES[:0])
+    with pytest.raises(PynasError, match="predict: ndarray; allowed: a Batch"):
+        fitted("ridge").predict(GENOMES)  # type: ignore[attr-defined]
+    with pytest.raises(PynasError, match="predictor of type RidgeModel; allowed: a Predictor, as"):
+        evolve(own, named)
 
 
 def test_points_and_costs_outside_of_the_domain_are_said() -> None:
