@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pynas.errors import PynasError
 from pynas.ops import reference_mbconv
 from pynas.ops.reference_batch_norm import activation
 from pynas.ops.reference_mbconv import Norm, NormBackward
@@ -43,9 +44,10 @@ def mbconv(
     depth). Norms count as when they are called: in training they take the batch's statistics and follow them.
     Gradients: of x and of all layers' parameters. steps: who computes, `reference_mbconv` by default.
 
-    Saved for backward: x and what the two convolutions before the last norms give (y1, y2, y3), nothing else of their
-    size. Raises ValueError for a single value a channel in training, as torch does.
+    Saved for backward: x and what the three convolutions give (y1, y2, y3), nothing else of their size. Raises
+    PynasError for convolutions that no step computes, ValueError for a single value a channel in training, as torch.
     """
+    _check(layers)
     steps = steps or reference_mbconv
     norms = [layers.expand_norm, layers.norm, layers.project_norm]
     weights: list[Tensor | None] = [None if layers.expand is None else layers.expand.weight, layers.depthwise.weight]
@@ -58,6 +60,32 @@ def mbconv(
     else:
         weights += [None] * 4
     return _MBConv.apply(x, keep, *weights, _Block(layers, norms, residual, steps))
+
+
+def _check(layers: MBConvLayers) -> None:
+    """That the steps compute what the layers say."""
+    if (layers.expand is None) != (layers.expand_norm is None):
+        raise PynasError("mbconv: expand without its norm, or a norm without it; allowed: both or neither")
+    conv = layers.depthwise
+    kernel = conv.kernel_size[0]
+    as_steps = (conv.kernel_size, conv.padding) == ((kernel, kernel), (kernel // 2, kernel // 2)) and kernel in (
+        3,
+        5,
+        7,
+    )
+    if not as_steps or conv.stride not in ((1, 1), (2, 2)) or conv.groups != conv.out_channels or not _plain(conv):
+        allowed = "one kernel of 3, 5 or 7 a channel, padding of half of it, stride 1 or 2, no bias"
+        raise PynasError(f"mbconv: depthwise {conv}; allowed: {allowed}")
+    for other in (layers.expand, layers.project):
+        if other is None:
+            continue
+        if not (other.kernel_size == other.stride == (1, 1) and other.groups == 1 and _plain(other)):
+            raise PynasError(f"mbconv: {other}; allowed: 1x1 with stride 1, one group, no padding, no bias")
+
+
+def _plain(conv: nn.Conv2d) -> bool:
+    padded = conv.kernel_size == (1, 1) and conv.padding != (0, 0)
+    return conv.bias is None and conv.dilation == (1, 1) and conv.padding_mode == "zeros" and not padded
 
 
 class _Block(NamedTuple):

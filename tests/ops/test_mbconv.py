@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from norms import check_errors, images
 from torch import Tensor, nn
 
+from pynas.errors import PynasError
 from pynas.ops import available, mbconv_kernels, reference_mbconv
 from pynas.ops.mbconv import MBConvLayers, mbconv
 from pynas.ops.reference_batch_norm import activation
@@ -137,6 +138,21 @@ def test_what_is_kept_for_backward_is_x_and_what_three_convolutions_give() -> No
         mbconv(x.requires_grad_(), block.layers(), block.residual)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     assert sum(size for size in kept.values() if size >= pixels * 8) == pixels * (8 + 32 + 32 + 8)
+
+
+def test_layers_that_no_step_computes_are_refused() -> None:
+    block, x, _ = given("plain", torch.float32, True, False)
+    layers = block.layers()
+    for changed, message in (
+        (layers._replace(depthwise=nn.Conv2d(48, 48, 3, groups=48, bias=False)), "mbconv: depthwise Conv2d.*; allowed"),
+        (layers._replace(depthwise=nn.Conv2d(48, 48, 3, padding=1, bias=False)), "mbconv: depthwise Conv2d.*; allowed"),
+        (layers._replace(depthwise=nn.Conv2d(48, 48, 9, padding=4, groups=48, bias=False)), "3, 5 or 7 a channel"),
+        (layers._replace(project=nn.Conv2d(48, 16, 1)), "mbconv: Conv2d.*; allowed: 1x1"),
+        (layers._replace(expand=nn.Conv2d(16, 48, 1, stride=2, bias=False)), "mbconv: Conv2d.*; allowed: 1x1"),
+        (layers._replace(expand_norm=None), "expand without its norm"),
+    ):
+        with pytest.raises(PynasError, match=message):
+            mbconv(x, changed, block.residual)
 
 
 def test_a_single_value_a_channel_is_refused_in_training() -> None:
