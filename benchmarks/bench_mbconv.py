@@ -28,6 +28,7 @@ from pynas.nets.attention import SqueezeExcite
 from pynas.nets.blocks import MBConv
 from pynas.ops import library, mbconv_kernels, reference_mbconv, using
 from pynas.ops.mbconv import MBConvLayers, mbconv
+from pynas.ops.mbconv_gate import GateLayers
 
 PEERS = ("eager", "compiled")
 WORST, FLOOR = 2.0, 4e-3  # times eager's own error, and what one rounding to bfloat16 makes
@@ -36,7 +37,15 @@ WORST, FLOOR = 2.0, 4e-3  # times eager's own error, and what one rounding to bf
 def layers_of(network: MBConv) -> MBConvLayers:
     expand, norm1, _, depthwise, norm2, _, gate, project = network.branch
     assert isinstance(gate, SqueezeExcite)
-    found: Any = (expand, norm1, depthwise, norm2, (gate.reduce, "hswish", gate.expand), project, network.norm)
+    found: Any = (
+        expand,
+        norm1,
+        depthwise,
+        norm2,
+        GateLayers(gate.reduce, "hswish", gate.expand),
+        project,
+        network.norm,
+    )
     return MBConvLayers(*found, act="hswish")
 
 

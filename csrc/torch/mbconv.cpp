@@ -17,7 +17,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pynas, m) {
   define("mbconv_depthwise(Tensor x, " + maybe + ", Tensor kernels, int stride, bool statistics)" + made);
   define("mbconv_project(Tensor x, " + norm + ", Tensor? gate, Tensor project, bool statistics)" + made);
   define("mbconv_project_backward(" + of + ", " + gated + sums + ", Tensor project, Tensor x, " + norm +
-         ") -> (Tensor, Tensor)");
+         ", int splits) -> (Tensor, Tensor)");
   define("mbconv_project_weight_backward(" + of + ", " + gated + sums + ", Tensor x, " + norm +
          ", Tensor? gate) -> Tensor");
   define("mbconv_depthwise_backward(" + of + ", " + gated + sums + ", Tensor kernels, Tensor x, " + maybe +

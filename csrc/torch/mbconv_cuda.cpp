@@ -141,13 +141,26 @@ Made expand(Tensor x, Tensor weight, bool statistics) {
   return {y, asked.mean, asked.var};
 }
 
+bool are_splits(int64_t splits) {
+  return splits == 1 || splits == 2 || splits == 4;
+}
+
 cuda::DepthwiseShape depthwise_shape(const char* op, const Tensor& x, const Tensor& kernels, int64_t stride) {
   const int64_t kernel = kernels.dim() == 4 ? kernels.size(2) : 0;
   PYNAS_REQUIRE(kernel == 3 || kernel == 5 || kernel == 7, op, "kernels", "of shape " + shape_of(kernels),
                 "(C, 1, k, k) with k 3, 5 or 7");
-  check_float(op, "kernels", kernels, x, {x.size(1), 1, kernel, kernel});
+  const int64_t splits = kernels.size(0) / x.size(1);
+  PYNAS_REQUIRE(are_splits(splits) && kernels.size(0) == splits * x.size(1), op, "kernels",
+                "of shape " + shape_of(kernels), "1, 2 or 4 for each channel of x");
+  check_float(op, "kernels", kernels, x, {kernels.size(0), 1, kernel, kernel});
   PYNAS_REQUIRE(stride == 1 || stride == 2, op, "stride", std::to_string(stride), "1, 2");
-  return {width(x, 0), width(x), width(x, 2), width(x, 3), static_cast<int>(kernel), static_cast<int>(stride)};
+  return {width(x, 0),
+          width(x),
+          width(x, 2),
+          width(x, 3),
+          static_cast<int>(kernel),
+          static_cast<int>(stride),
+          static_cast<int>(splits)};
 }
 
 Made depthwise(Tensor x, Optional mean, Optional var, Optional weight, Optional bias, double eps, int64_t act,
@@ -157,8 +170,8 @@ Made depthwise(Tensor x, Optional mean, Optional var, Optional weight, Optional 
   const cuda::Norm norm = NormGiven{mean, var, weight, bias, eps, act}.of(op, x);
   const cuda::DepthwiseShape shape = depthwise_shape(op, x, kernels, stride);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  Tensor y = new_activations(x, x.size(0), x.size(1), shape.out_h(), shape.out_w());
-  const Asked asked(x, x.size(1), statistics);
+  Tensor y = new_activations(x, x.size(0), shape.maps(), shape.out_h(), shape.out_w());
+  const Asked asked(x, shape.maps(), statistics);
   with_gpu_type(x, [&](auto type) {
     typedef decltype(type) T;
     run(op,
@@ -192,9 +205,12 @@ std::tuple<Tensor, Tensor> project_backward(Tensor d, Tensor y, Tensor after_mea
                                             Optional after_weight, Optional after_bias, double after_eps,
                                             int64_t after_act, Optional after_gate, Optional dpool, Optional sums,
                                             double count, Tensor project, Tensor x, Tensor mean, Tensor var,
-                                            Optional weight, Optional bias, double eps, int64_t act) {
+                                            Optional weight, Optional bias, double eps, int64_t act, int64_t splits) {
   const char* const op = "pynas::mbconv_project_backward";
   check_x(op, "x", x);
+  PYNAS_REQUIRE(are_splits(splits) && x.size(1) % (splits * (x.scalar_type() == ScalarType::Float ? 4 : 8)) == 0, op,
+                "splits", std::to_string(splits),
+                "1, 2 or 4, with channels of x that are multiples of 16 bytes of each");
   check_product(op, project, x, x.size(1));
   check_beside(op, "y", y, x, project.size(0));
   check_beside(op, "d", d, x, project.size(0));
@@ -204,13 +220,14 @@ std::tuple<Tensor, Tensor> project_backward(Tensor d, Tensor y, Tensor after_mea
           .of(op, y);
   const cuda::Norm norm = NormGiven{mean, var, weight, bias, eps, act}.of(op, x);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  Tensor da = new_like(x);
+  Tensor da = new_activations(x, x.size(0), x.size(1) / splits, x.size(2), x.size(3));
   Tensor found = new_float(x, {5, x.size(0), x.size(1)});
   with_gpu_type(x, [&](auto type) {
     typedef decltype(type) T;
     run(op,
-        cuda::ProjectBackward<T>{pixels_of(x), width(x), width(project, 0), values<T>(d), values<T>(y), after,
-                                 values<float>(project), values<T>(x), norm, data<T>(da), data<float>(found), nullptr},
+        cuda::ProjectBackward<T>{pixels_of(x), width(x), width(project, 0), static_cast<int>(splits), values<T>(d),
+                                 values<T>(y), after, values<float>(project), values<T>(x), norm, data<T>(da),
+                                 data<float>(found), nullptr},
         x);
   });
   return {da, found};
@@ -252,10 +269,10 @@ Made depthwise_backward(Tensor d, Tensor y, Tensor after_mean, Tensor after_var,
   check_x(op, "y", y);
   const cuda::DepthwiseShape shape = depthwise_shape(op, x, kernels, stride);
   const bool made =
-      y.size(0) == x.size(0) && y.size(1) == x.size(1) && y.size(2) == shape.out_h() && y.size(3) == shape.out_w();
+      y.size(0) == x.size(0) && y.size(1) == shape.maps() && y.size(2) == shape.out_h() && y.size(3) == shape.out_w();
   PYNAS_REQUIRE(made && y.scalar_type() == x.scalar_type(), op, "y", "of shape " + shape_of(y) + " and " + dtype_of(y),
                 "the shape of the convolution's output, x's dtype");
-  check_beside(op, "d", d, y, y.size(1));
+  check_beside(op, "d", d, y, x.size(1));
   const cuda::NormBackward after =
       BackwardGiven{
           {after_mean, after_var, after_weight, after_bias, after_eps, after_act}, after_gate, dpool, sums, count}
@@ -263,7 +280,7 @@ Made depthwise_backward(Tensor d, Tensor y, Tensor after_mean, Tensor after_var,
   const cuda::Norm norm = NormGiven{mean, var, weight, bias, eps, act}.of(op, x);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor dz = new_like(x);
-  Tensor dweight = new_float(x, {x.size(1), 1, shape.kernel, shape.kernel});
+  Tensor dweight = new_float(x, {shape.maps(), 1, shape.kernel, shape.kernel});
   Tensor found = new_float(x, {2, x.size(1)});
   with_gpu_type(x, [&](auto type) {
     typedef decltype(type) T;

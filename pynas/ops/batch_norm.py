@@ -15,7 +15,7 @@ from pynas.ops import reference_batch_norm as reference
 from pynas.ops import rules
 from pynas.ops.batch_norm_kernels import ACTIVATIONS, has_kernel, statistics_dtype
 from pynas.ops.library import gradient_in_channels_last, has_hooks, without_autograd
-from pynas.ops.sync_batch_norm import SyncBatchNorm
+from pynas.ops.sync_batch_norm import SyncBatchNorm, over_several_ranks
 
 
 def batch_norm_act(
@@ -62,7 +62,7 @@ def takes(x: Tensor, norm: nn.Module, act: str) -> bool:
     if not has_kernel(x) or act not in ACTIVATIONS:
         return False
     kind = type(norm)
-    if kind is not nn.BatchNorm2d and (kind is not SyncBatchNorm or (norm.training and _over_ranks(norm))):
+    if kind is not nn.BatchNorm2d and (kind is not SyncBatchNorm or over_several_ranks(norm) is not None):
         return False
     features: Any = norm.num_features
     return bool(features == x.shape[1]) and _kept_plainly(norm, statistics_dtype(x)) and not has_hooks(norm)
@@ -101,11 +101,6 @@ def statistics(x: Tensor, norm: nn.BatchNorm2d | SyncBatchNorm) -> tuple[Tensor,
         batches = buffers["num_batches_tracked"]
         torch.ops.pynas.running_statistics_(running_mean, running_var, batches, mean, var, norm.momentum, count)
     return mean, var, True
-
-
-def _over_ranks(norm: Any) -> bool:
-    reducer = norm.reducer
-    return reducer is not None and reducer.size > 1
 
 
 def _fits(residual: Tensor | None, x: Tensor) -> bool:

@@ -34,9 +34,9 @@ def project(x: Tensor, norm: Norm, gate: Tensor | None, weight: Tensor, statisti
 
 
 def project_backward(
-    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm
+    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm, splits: int
 ) -> tuple[Tensor, Tensor]:
-    return torch.ops.pynas.mbconv_project_backward(d, y, *_backward(after), weight, x, *_of(norm))
+    return torch.ops.pynas.mbconv_project_backward(d, y, *_backward(after), weight, x, *_of(norm), splits)
 
 
 def project_weight_backward(
@@ -92,16 +92,16 @@ def _register_fakes() -> None:
         return made(beside(x, weight.shape[0], *x.shape[2:]), statistics)
 
     def fake_depthwise(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
-        stride, statistics = given[-2:]
-        return made(beside(x, x.shape[1], *((size - 1) // stride + 1 for size in x.shape[2:])), statistics)
+        kernels, stride, statistics = given[-3:]
+        return made(beside(x, kernels.shape[0], *((size - 1) // stride + 1 for size in x.shape[2:])), statistics)
 
     def fake_project(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
         weight, statistics = given[-2:]
         return made(beside(x, weight.shape[0], *x.shape[2:]), statistics)
 
     def fake_project_backward(d: Tensor, y: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-        x = given[11]
-        return beside(x, *x.shape[1:]), numbers(x, 5, *x.shape[:2])
+        x, splits = given[11], given[-1]
+        return beside(x, x.shape[1] // splits, *x.shape[2:]), numbers(x, 5, *x.shape[:2])
 
     def fake_project_weight_backward(d: Tensor, y: Tensor, *given: Any) -> Tensor:
         return numbers(y, y.shape[1], given[10].shape[1], 1, 1)

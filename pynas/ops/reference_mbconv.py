@@ -1,8 +1,9 @@
 """The steps of an inverted residual block between its batch-norms, in plain torch: what the kernels have to compute.
 
 Shapes: N images, C channels, H x W pixels; activations (N, C, H, W), statistics (C,), all of one dtype, or statistics
-in float32 for activations of 16 bits, which are computed in float32 and rounded once. docs/kernels.md has the steps as
-F1 to B5, arguments.hpp as structures; pynas.ops.mbconv makes a block of them.
+in float32 for activations of 16 bits, which are computed in float32 and rounded once. With Split-Attention the
+depthwise convolution makes `splits` maps of each channel, side by side, and a gate of (N, C splits) has their weights.
+docs/kernels.md has the steps as F1 to B5, arguments.hpp as structures; pynas.ops.mbconv makes a block of them.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ def expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Statist
 
 
 def depthwise(x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool) -> tuple[Tensor, Statistics]:
-    """F2: the depthwise convolution, weight (C, 1, k, k) and padding k // 2, of act(norm(x)), or of x; statistics."""
+    """F2: the depthwise convolution of act(norm(x)), or of x; statistics.
+
+    weight: (C splits, 1, k, k); padding k // 2.
+    """
     a = _wide(x) if norm is None else _activated(x, norm)
     y = F.conv2d(a, weight.to(a.dtype), None, stride, weight.shape[2] // 2, groups=x.shape[1])
     return y.to(x.dtype), _moments(y, statistics)
@@ -72,19 +76,20 @@ def project(x: Tensor, norm: Norm, gate: Tensor | None, weight: Tensor, statisti
 
 
 def project_backward(
-    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm
+    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm, splits: int
 ) -> tuple[Tensor, Tensor]:
-    """B2: the gradient da of what `project` multiplies, of that of what follows y's norm, and its sums (5, N, C).
+    """B2: the gradient da of what `project` multiplies, of that of what follows y's norm; sums (5, N, C splits) of it.
 
     They are over pixels, of da a, da a', a', da a' xhat, a' xhat, with a = act(norm(x)) and a' = act'(norm(x)): the
-    gradients of the gate and of the norm before it are linear in them.
+    gradients of the gate and of the norm before it are linear in them. weight: (C', C splits, 1, 1), the same for a
+    channel's splits, and so is da, which is returned once for them, (N, C, H, W).
     """
     dy = _gradient(d, y, after).to(x.dtype)
     da = F.conv_transpose2d(_wide(dy), _wide(weight.to(x.dtype)))
     slope, xhat = _slope(x, norm), _standardised(x, norm)
     along = da * slope
     terms = (da * _activated(x, norm), along, slope, along * xhat, slope * xhat)
-    return da.to(x.dtype), torch.stack([term.sum((2, 3)) for term in terms])
+    return da[:, ::splits].to(x.dtype), torch.stack([term.sum((2, 3)) for term in terms])
 
 
 def project_weight_backward(
@@ -98,9 +103,10 @@ def depthwise_backward(
     d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm | None, stride: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """B4: of the gradient of what follows y's norm: dz, that of norm(x), or of x without a norm; that of the weight;
-    and the sums (2, C) of dz and dz xhat (dz x).
+    and the sums (2, C) of dz and dz xhat (dz x). d: (N, C, H', W'), of the weighted sum of a channel's maps.
     """
-    dy = _gradient(d, y, after)
+    splits = y.shape[1] // x.shape[1]
+    dy = _gradient(d if splits == 1 else d.repeat_interleave(splits, 1), y, after)
     a = _wide(x) if norm is None else _activated(x, norm)
     padding = [weight.shape[2] // 2] * 2
     da, dweight, _ = torch.ops.aten.convolution_backward(

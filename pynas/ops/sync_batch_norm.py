@@ -57,30 +57,40 @@ class SyncBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
 
     def forward(self, input: Tensor) -> Tensor:
-        reducer = self.reducer
-        if not self.training or reducer is None or reducer.size == 1:
+        reducer = over_several_ranks(self)
+        if reducer is None:
             return super().forward(input)
         self._check_input_dim(input)
         output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps, reducer)
         if self.track_running_stats and self.running_mean is not None:
-            self._follow(mean, variance, count)
+            follow(self, mean, variance, count)
         return output
 
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """The running statistics of one more batch. mean, biased variance: (C,); count: float64 ()."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
+
+@torch.no_grad()
+def follow(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
+    """The running statistics of one more batch. mean, biased variance: (C,); count: values a channel, float64 ()."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    if isinstance(count, int):
+        unbiased = variance * (count / max(count - 1, 1))
+    else:
         if count.device.type == "cpu" and not count:
             return  # no image on any rank
-        self.num_batches_tracked.add_(1)
-        share: Any = self.momentum
-        if share is None:  # the mean of all batches so far
-            share = (1.0 / self.num_batches_tracked.double()).to(self.running_mean.dtype)
         unbiased = variance * (count / (count - 1.0).clamp(min=1.0))
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+    norm.num_batches_tracked.add_(1)
+    share: Any = norm.momentum
+    if share is None:  # the mean of all batches so far
+        share = (1.0 / norm.num_batches_tracked.double()).to(norm.running_mean.dtype)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), share)
+
+
+def over_several_ranks(norm: nn.Module) -> Reducer | None:
+    """The reducer of a `SyncBatchNorm` in training with other ranks, else None."""
+    reducer = norm.reducer if isinstance(norm, SyncBatchNorm) and norm.training else None
+    return reducer if reducer is not None and reducer.size > 1 else None
 
 
 class _Shared:
@@ -97,36 +107,15 @@ class _Shared:
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(variance + eps) * weight + bias with mean and biased variance over all ranks.
-
-    What the ranks add up is [n mean, n (variance + mean^2), n] in float64. Summing squares is safe there: the mean's
-    square costs (mean / deviation)^2 / 2^53 of the variance, which for values of fp32 is below what their own rounding
-    leaves of it. So no shift has to be agreed on, and no second exchange is needed for one. Each rank's own mean and
-    variance come from a kernel that subtracts the mean first.
-    """
+    """(x - mean) / sqrt(variance + eps) * weight + bias with mean and biased variance over all ranks."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, reducer: Reducer
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        channels = x.shape[1]
-        n = x.numel() // channels
-        packed = torch.empty(2 * channels + 1, dtype=torch.float64, device=x.device)
-        moments, count = packed[:-1].view(2, channels), packed[-1]
-        count.fill_(n)
-        if n:
-            x = _dense(x)
-            moments.copy_(torch.stack(local_statistics(x)))
-            moments[1].addcmul_(moments[0], moments[0])
-            moments.mul_(n)
-        else:
-            moments.zero_()
-        reducer.all_reduce(packed)
-        if x.device.type == "cpu" and count == 1.0:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
-        moments.div_(count.clamp(min=1.0))
-        moments[1].addcmul_(moments[0], moments[0], value=-1.0).clamp_(min=0.0)
-        mean, variance = moments.to(statistics_dtype(x))
+        n = x.numel() // x.shape[1]
+        x = _dense(x) if n else x
+        mean, variance, count = over_ranks(local_statistics(x) if n else None, x, reducer)
         output = normalise(x, mean, variance, eps, weight, bias) if n else torch.empty_like(x)
         ctx.save_for_backward(x, weight, mean, variance, count)
         ctx.reducer, ctx.eps, ctx.bias_dtype = reducer, eps, None if bias is None else bias.dtype
@@ -157,6 +146,35 @@ class _Normalise(torch.autograd.Function):
         else:
             x_gradient = torch.empty_like(x)
         return x_gradient, weight_gradient, bias_gradient, None, None
+
+
+def over_ranks(local: tuple[Tensor, Tensor] | None, x: Tensor, reducer: Reducer) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of each channel of all ranks' x, (C,) each, and how many values a channel, float64 ().
+
+    local: those of this rank's x, (N, C, ...), or None where it is empty. What the ranks add up is
+    [n mean, n (variance + mean^2), n] in float64. Summing squares is safe there: the mean's square costs
+    (mean / deviation)^2 / 2^53 of the variance, which for values of fp32 is below what their own rounding leaves of it.
+    So no shift has to be agreed on, and no second exchange is needed for one. Each rank's own mean and variance come
+    from a kernel that subtracts the mean first. Raises ValueError for a single value in all, on a CPU.
+    """
+    channels = x.shape[1]
+    n = x.numel() // channels
+    packed = torch.empty(2 * channels + 1, dtype=torch.float64, device=x.device)
+    moments, count = packed[:-1].view(2, channels), packed[-1]
+    count.fill_(n)
+    if local is not None:
+        moments.copy_(torch.stack(local))
+        moments[1].addcmul_(moments[0], moments[0])
+        moments.mul_(n)
+    else:
+        moments.zero_()
+    reducer.all_reduce(packed)
+    if x.device.type == "cpu" and count == 1.0:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
+    moments.div_(count.clamp(min=1.0))
+    moments[1].addcmul_(moments[0], moments[0], value=-1.0).clamp_(min=0.0)
+    mean, variance = moments.to(statistics_dtype(x))
+    return mean, variance, count
 
 
 # The four passes over the images: those of libpynas_ops where it has kernels for them, else torch's own. Statistics are

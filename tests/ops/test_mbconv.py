@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pynas.errors import PynasError
 from pynas.ops import available, mbconv_kernels, reference_mbconv
 from pynas.ops.mbconv import MBConvLayers, mbconv
+from pynas.ops.mbconv_gate import GateLayers
 from pynas.ops.reference_batch_norm import activation
 
 LAST = torch.channels_last
@@ -31,23 +32,37 @@ CASES: dict[str, dict[str, Any]] = {  # input, expanded and output channels
     "gated": {"widths": (8, 32, 8), "kernel": 5, "stride": 1, "hidden": 8, "act": "swish"},
     "strided": {"widths": (8, 32, 24), "kernel": 3, "stride": 2, "hidden": 8, "act": "hswish"},
     "not expanded": {"widths": (16, 16, 16), "kernel": 7, "stride": 1, "hidden": 4, "act": "relu"},
+    "sigmoid": {"widths": (8, 16, 8), "kernel": 3, "stride": 1, "hidden": 8, "act": "swish", "gate": "sigmoid"},
+    "radix 2": {"widths": (8, 32, 8), "kernel": 3, "stride": 1, "hidden": 8, "act": "swish", "splits": 2},
+    "radix 4": {"widths": (8, 16, 24), "kernel": 5, "stride": 2, "hidden": 4, "act": "hswish", "splits": 4},
 }
 
 
 class Layers(nn.Module):
     """A block of torch's own layers."""
 
-    def __init__(self, widths: tuple[int, int, int], kernel: int, stride: int, hidden: int, act: str) -> None:
+    def __init__(
+        self,
+        widths: tuple[int, int, int],
+        kernel: int,
+        stride: int,
+        hidden: int,
+        act: str,
+        splits: int = 1,
+        gate: str = "hsigmoid",
+    ) -> None:
         super().__init__()
         given, mid, made = widths
         self.expand = nn.Conv2d(given, mid, 1, bias=False) if mid != given else None
         self.norm1 = None if self.expand is None else nn.BatchNorm2d(mid)
-        self.depthwise = nn.Conv2d(mid, mid, kernel, stride, kernel // 2, groups=mid, bias=False)
-        self.norm2 = nn.BatchNorm2d(mid, momentum=None)
+        maps = mid * splits
+        self.depthwise = nn.Conv2d(mid, maps, kernel, stride, kernel // 2, groups=mid, bias=False)
+        self.norm2 = nn.BatchNorm2d(maps, momentum=None)
         self.reduce = nn.Conv2d(mid, hidden, 1) if hidden else None
-        self.widen = nn.Conv2d(hidden, mid, 1) if hidden else None
+        self.widen = nn.Conv2d(hidden, maps, 1) if hidden else None
         self.project = nn.Conv2d(mid, made, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(made)
+        self.splits, self.gate = splits, "softmax" if splits > 1 else gate
         self.act, self.residual = act, stride == 1 and given == made
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -61,13 +76,19 @@ class Layers(nn.Module):
         y = x if self.expand is None or self.norm1 is None else act(self.norm1(self.expand(x)))
         y = act(self.norm2(self.depthwise(y)))
         if self.reduce is not None and self.widen is not None:
-            y = y * F.hardsigmoid(self.widen(act(self.reduce(y.mean((2, 3), keepdim=True)))))
+            maps = y.unflatten(1, (-1, self.splits))
+            logits = self.widen(act(self.reduce(maps.sum(2).mean((2, 3), keepdim=True))))
+            function = {"hsigmoid": F.hardsigmoid, "sigmoid": torch.sigmoid, "softmax": lambda z: z.softmax(1)}[
+                self.gate
+            ]
+            y = (maps * function(logits.unflatten(1, (self.splits, -1))).transpose(1, 2)).sum(2)
         y = self.norm3(self.project(y))
         y = y if keep is None else y * keep[:, None, None, None].to(y.dtype)
         return y + x if self.residual else y
 
     def layers(self) -> MBConvLayers:
-        gate = None if self.reduce is None or self.widen is None else (self.reduce, self.act, self.widen)
+        none = self.reduce is None or self.widen is None
+        gate = None if none else GateLayers(self.reduce, self.act, self.widen, self.gate)
         rest = (self.project, self.norm3, self.act)
         return MBConvLayers(self.expand, self.norm1, self.depthwise, self.norm2, gate, *rest)
 
@@ -147,6 +168,13 @@ def test_layers_that_no_step_computes_are_refused() -> None:
         (layers._replace(depthwise=nn.Conv2d(48, 48, 3, groups=48, bias=False)), "mbconv: depthwise Conv2d.*; allowed"),
         (layers._replace(depthwise=nn.Conv2d(48, 48, 3, padding=1, bias=False)), "mbconv: depthwise Conv2d.*; allowed"),
         (layers._replace(depthwise=nn.Conv2d(48, 48, 9, padding=4, groups=48, bias=False)), "3, 5 or 7 a channel"),
+        (layers._replace(depthwise=nn.Conv2d(48, 144, 3, padding=1, groups=48, bias=False)), "1, 2 or 4 kernels"),
+        (layers._replace(depthwise=nn.Conv2d(48, 96, 3, padding=1, groups=48, bias=False)), "without a gate"),
+        (
+            layers._replace(gate=GateLayers(nn.Conv2d(48, 8, 1), "relu", nn.Conv2d(8, 48, 1), "softmax")),
+            "1 splits: got",
+        ),
+        (layers._replace(gate=GateLayers(nn.Conv2d(48, 8, 1), "relu", nn.Conv2d(8, 8, 1))), "from 8 to 48 channels"),
         (layers._replace(project=nn.Conv2d(48, 16, 1)), "mbconv: Conv2d.*; allowed: 1x1"),
         (layers._replace(expand=nn.Conv2d(16, 48, 1, stride=2, bias=False)), "mbconv: Conv2d.*; allowed: 1x1"),
         (layers._replace(expand_norm=None), "expand without its norm"),

@@ -89,6 +89,7 @@ def check(steps: Any, step: str, dtype: torch.dtype, *arguments: Any) -> None:
 # --- depthwise: images of one pixel, one row, less than a tile, a tile and its tail; channels beyond a warp ---
 
 IMAGES = [(1, 8, 1, 1), (9, 40, 7, 7), (2, 8, 9, 1), (2, 40, 19, 23), (2, 16, 8, 8), (1, 64, 17, 33), (5, 24, 2, 3)]
+SPLITS = [1, 1, 4, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -96,14 +97,14 @@ IMAGES = [(1, 8, 1, 1), (9, 40, 7, 7), (2, 8, 9, 1), (2, 40, 19, 23), (2, 16, 8,
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 @pytest.mark.parametrize("steps", WHERE)
 def test_depthwise(steps: Any, kernel: int, stride: int, dtype: torch.dtype) -> None:
-    for i, (n, c, h, w) in enumerate(IMAGES):
+    for i, ((n, c, h, w), splits) in enumerate(zip(IMAGES, SPLITS, strict=True)):
         draw = Draw(i, dtype)
         act = ("hswish", "swish", "relu", "identity")[i % 4]
-        x, weight = draw.images(n, c, h, w), draw(c, 1, kernel, kernel) / kernel
+        x, weight = draw.images(n, c, h, w), draw(c * splits, 1, kernel, kernel) / kernel
         norm = draw.norm(c, act) if i != 4 else None
         check(steps, "depthwise", dtype, x, norm, weight, stride, True)
-        y = draw.images(n, c, (h - 1) // stride + 1, (w - 1) // stride + 1)
-        d = draw.images(*y.shape, mean=0.0)
+        y = draw.images(n, c * splits, (h - 1) // stride + 1, (w - 1) // stride + 1)
+        d = draw.images(n, c, *y.shape[2:], mean=0.0)
         after = draw.backward(y, act, ("none", "images", "channels")[i % 3], sums=i != 3)
         check(steps, "depthwise_backward", dtype, d, y, after, weight, x, norm, stride)
 
@@ -129,11 +130,23 @@ def test_products(steps: Any, n: int, h: int, w: int, channels: int, mid: int, o
         check(steps, "pooled", dtype, y2, norm)
         check(steps, "project", dtype, y2, norm, gate, last, gate is None)
         after = draw.backward(y3, "identity", "none" if gate is None else "images", sums=gate is None)
-        check(steps, "project_backward", dtype, d, y3, after, last, y2, norm)
+        check(steps, "project_backward", dtype, d, y3, after, last, y2, norm, 1)
         check(steps, "project_weight_backward", dtype, d, y3, after, y2, norm, gate)
         of_first = draw.backward(y1, "identity", "none", sums=gate is None)
         check(steps, "expand_backward", dtype, y2, y1, of_first, first, None if gate is None else x)
         check(steps, "expand_weight_backward", dtype, y2, y1, of_first, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("splits", [2, 4])
+@pytest.mark.parametrize("steps", WHERE)
+def test_a_gradient_that_maps_share_is_written_once(steps: Any, splits: int, dtype: torch.dtype) -> None:
+    draw, channels, out = Draw(splits, dtype), 24, 40
+    y2, y3 = draw.images(3, channels * splits, 9, 5), draw.images(3, out, 9, 5)
+    weight = draw(out, channels, 1, 1).repeat_interleave(splits, 1) / math.sqrt(out)
+    after, norm = draw.backward(y3, "identity", "images"), draw.norm(channels * splits, "swish")
+    d = draw.images(*y3.shape, mean=0.0)
+    check(steps, "project_backward", dtype, d, y3, after, weight, y2, norm, splits)
 
 
 def test_a_large_mean_costs_no_more_than_in_torchs_own() -> None:

@@ -59,7 +59,7 @@ GATE = structure(("values", ctypes.c_void_p), ("by_channel", ctypes.c_bool))
 BACKWARD = structure(("norm", NORM), ("gate", GATE), *pointers("dpool", "sums"), ("share", ctypes.c_float))
 STATISTICS = structure(*pointers("mean", "var"))
 PIXELS = structure(*ints("groups", "rows"))
-SHAPE = structure(*ints("n", "channels", "h", "w", "kernel", "stride"))
+SHAPE = structure(*ints("n", "channels", "h", "w", "kernel", "stride", "splits"))
 OF_PIXELS = [("pixels", PIXELS), *ints("in", "out")]
 STEPS = {
     "Expand": [*OF_PIXELS, *pointers("x", "weight", "y"), ("statistics", STATISTICS), *pointers("scratch")],
@@ -73,7 +73,8 @@ STEPS = {
         *(("statistics", STATISTICS), *pointers("scratch")),
     ],
     "ProjectBackward": [
-        *(*OF_PIXELS, *pointers("d", "y"), ("after", BACKWARD), *pointers("weight", "x"), ("norm", NORM)),
+        *(*OF_PIXELS, *ints("splits"), *pointers("d", "y"), ("after", BACKWARD), *pointers("weight", "x")),
+        *(("norm", NORM),),
         *pointers("da", "sums", "scratch"),
     ],
     "ProjectWeightBackward": [
@@ -159,13 +160,13 @@ def expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Statist
 
 def _shape(x: Tensor, weight: Tensor, stride: int) -> Any:
     n, c, h, w = x.shape
-    return SHAPE(n, c, h, w, weight.shape[2], stride)
+    return SHAPE(n, c, h, w, weight.shape[2], stride, len(weight) // c)
 
 
 def depthwise(x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool) -> tuple[Tensor, Statistics]:
-    n, c, h, w = x.shape
-    y = blank(n, c, (h - 1) // stride + 1, (w - 1) // stride + 1, dtype=x.dtype)
-    own, found = _written(c, statistics)
+    n, _, h, w = x.shape
+    y = blank(n, len(weight), (h - 1) // stride + 1, (w - 1) // stride + 1, dtype=x.dtype)
+    own, found = _written(len(weight), statistics)
     shape = _shape(x, weight, stride)
     run("Depthwise", x, shape=shape, norm=norm_of(norm), x=x, weight=weight, y=y, statistics=own)
     return y, found
@@ -192,11 +193,11 @@ def _of_backward(d: Tensor, y: Tensor, after: NormBackward, channels: int) -> di
 
 
 def project_backward(
-    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm
+    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm, splits: int
 ) -> tuple[Tensor, Tensor]:
-    n, c = x.shape[:2]
-    da, sums = blank(*x.shape, dtype=x.dtype), blank(5, n, c)
-    shared = _of_backward(d, y, after, c)
+    n, c, h, w = x.shape
+    da, sums = blank(n, c // splits, h, w, dtype=x.dtype), blank(5, n, c)
+    shared = {**_of_backward(d, y, after, c), "splits": splits}
     run("ProjectBackward", x, **shared, weight=weight, x=x, norm=norm_of(norm), da=da, sums=sums)
     return da, sums
 

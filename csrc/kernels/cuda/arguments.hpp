@@ -56,15 +56,17 @@ struct Expand {
   float* scratch;
 };
 
-// Images of a depthwise convolution with padding kernel / 2; kernel is 3, 5 or 7, stride 1 or 2.
+// Images of a depthwise convolution with padding kernel / 2; kernel is 3, 5 or 7, stride 1 or 2. A channel has `splits`
+// kernels, 1, 2 or 4, whose results stand side by side: the output has channels * splits maps.
 struct DepthwiseShape {
-  int n, channels, h, w, kernel, stride;
+  int n, channels, h, w, kernel, stride, splits;
 
+  int maps() const { return channels * splits; }
   int out_h() const { return (h - 1) / stride + 1; }
   int out_w() const { return (w - 1) / stride + 1; }
 };
 
-// F2: y = conv(act(norm(x))), weight (channels, kernel, kernel).
+// F2: y = conv(act(norm(x))), weight (maps, kernel, kernel).
 template <class T>
 struct Depthwise {
   DepthwiseShape shape;
@@ -102,10 +104,13 @@ struct Project {
 
 // B2: of the gradient d of what follows Project's y, that of what it multiplies, da, and its sums over the pixels of
 // each group, (5, groups, in): of da a, da a', a', da a' xhat and a' xhat with a = act(norm(x)), a' = act'(norm(x)).
+// Where maps side by side, `splits` of them, have the same columns of the weight, da is written once for all of them,
+// (pixels, in / splits).
 template <class T>
 struct ProjectBackward {
   Pixels pixels;
   int in, out;  // as Project's
+  int splits;
   const T *d, *y;
   NormBackward after;
   const float* weight;
@@ -129,7 +134,8 @@ struct ProjectWeightBackward {
 };
 
 // B4: of the gradient d of what follows Depthwise's y: dz, that of norm(x), or of x where there is no norm; its sums,
-// of dz and of dz xhat (2, channels); and the gradient of the weight.
+// of dz and of dz xhat (2, channels); and the gradient of the weight. d has the channels of x: where each has several
+// maps it is the gradient of their sum, weighted by after.gate.
 template <class T>
 struct DepthwiseBackward {
   DepthwiseShape shape;

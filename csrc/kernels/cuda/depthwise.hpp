@@ -2,9 +2,10 @@
 // statistics for the one after are taken where they are written, so that neither is a pass of its own (docs/kernels.md,
 // F2 and B4).
 //
-// A block of threads has `lanes` channels, one a thread of each warp, and works through a chunk of tiles of pixels. The
-// values of a tile and its surroundings are put into shared memory, normalised; a thread then makes strips of 8 pixels
-// of a row. Chunks are cut by sizes alone, so that results do not depend on the GPU; their sums are added in order.
+// A channel has one kernel, or 2 or 4 (Split-Attention), the maps that they make being side by side. A block of threads
+// has `lanes` maps, one a thread of each warp, and works through a chunk of tiles of pixels. The values of a tile and
+// its surroundings are put into shared memory, normalised; a thread then makes strips of 8 pixels of a row. Chunks are
+// cut by sizes alone, so that results do not depend on the GPU; their sums are added in order.
 #pragma once
 
 #include "norm.hpp"
@@ -15,6 +16,9 @@ namespace depthwise {
 
 struct Shape {
   int n, channels, h, w, out_h, out_w;
+  int shift;  // a channel has 2^shift maps
+
+  PYNAS_BOTH int maps() const { return channels << shift; }
 };
 
 constexpr int lanes = 32, warps = 8, strip = 8;
@@ -25,12 +29,12 @@ struct Tiles {
   int64_t count;       // of all images
   int chunks, length;  // pieces, and tiles of one
 
-  PYNAS_BOTH static Tiles of(int n, int h, int w, int side, int channels) {
+  PYNAS_BOTH static Tiles of(int n, int h, int w, int side, int maps) {
     Tiles t{};
     t.high = (h + side - 1) / side;
     t.wide = (w + side - 1) / side;
     t.count = static_cast<int64_t>(n) * t.high * t.wide;
-    const int64_t groups = (channels + lanes - 1) / lanes;
+    const int64_t groups = (maps + lanes - 1) / lanes;
     const int64_t most = most_blocks / groups > 1 ? most_blocks / groups : 1;
     t.length = static_cast<int>((t.count + most - 1) / most);
     if (t.length < 1) t.length = 1;
@@ -50,8 +54,15 @@ struct Tile {
   int image, row, column;
 };
 
-PYNAS_BOTH Grid grid_of(const Tiles& tiles, int channels) {
-  return {(channels + lanes - 1) / lanes, tiles.chunks};
+PYNAS_BOTH Grid grid_of(const Tiles& tiles, int maps) {
+  return {(maps + lanes - 1) / lanes, tiles.chunks};
+}
+
+// Puts the kernels of maps from `first` on into shared memory, zeros beyond the last. weight: (maps, size).
+template <int size>
+PYNAS_DEVICE void load_kernels(float (*to)[lanes], const float* weight, int first, int maps, int t, int threads) {
+  for (int i = t; i < size * lanes; i += threads)
+    to[i % size][i / size] = first + i / size < maps ? weight[static_cast<int64_t>(first) * size + i] : 0.0f;
 }
 
 // y = conv(act(norm(x))), and moments of y.
@@ -61,7 +72,7 @@ struct Forward {
   static constexpr int halo = (side - 1) * stride + kernel;  // pixels of a row that a tile reads
 
   struct Shared {
-    float a[halo * halo][lanes];
+    float a[halo * halo][lanes];  // of channels, fewer than lanes where each has several maps
     float weight[kernel * kernel][lanes];
     Moments moments[warps][lanes];
   };
@@ -70,28 +81,24 @@ struct Forward {
     Shape shape;
     Norm norm;
     const T* x;           // (n, h, w, channels)
-    const float* weight;  // (channels, kernel, kernel)
-    T* y;                 // (n, out_h, out_w, channels)
-    float* moments;       // (chunks, 3, channels), or null where nobody asks
+    const float* weight;  // (maps, kernel, kernel)
+    T* y;                 // (n, out_h, out_w, maps)
+    float* moments;       // (chunks, 3, maps), or null where nobody asks
   };
 
   static Tiles tiles_of(const Arguments& a) {
-    return Tiles::of(a.shape.n, a.shape.out_h, a.shape.out_w, side, a.shape.channels);
+    return Tiles::of(a.shape.n, a.shape.out_h, a.shape.out_w, side, a.shape.maps());
   }
-  static Grid grid(const Arguments& a) { return grid_of(tiles_of(a), a.shape.channels); }
+  static Grid grid(const Arguments& a) { return grid_of(tiles_of(a), a.shape.maps()); }
 
   PYNAS_DEVICE static void run(const Block<threads>& block, Shared& shared, const Arguments& a, Index at) {
     const Shape& s = a.shape;
-    const Tiles tiles = Tiles::of(s.n, s.out_h, s.out_w, side, s.channels);
-    const int first = at.x * lanes;
+    const Tiles tiles = Tiles::of(s.n, s.out_h, s.out_w, side, s.maps());
+    const int first = at.x * lanes, maps = s.maps();
     PerThread<Shifted, threads> made;
     block.each([&](int t) {
       made[t] = Shifted{};
-      for (int i = t; i < kernel * kernel * lanes; i += threads) {
-        const int c = first + i / (kernel * kernel);
-        shared.weight[i % (kernel * kernel)][i / (kernel * kernel)] =
-            c < s.channels ? a.weight[static_cast<int64_t>(first) * kernel * kernel + i] : 0.0f;
-      }
+      load_kernels<kernel * kernel>(shared.weight, a.weight, first, maps, t, threads);
     });
     const int64_t begin = static_cast<int64_t>(at.y) * tiles.length;
     const int64_t end = begin + tiles.length < tiles.count ? begin + tiles.length : tiles.count;
@@ -104,21 +111,21 @@ struct Forward {
     block.each([&](int t) { shared.moments[t / lanes][t % lanes] = made[t].moments(); });
     block.each([&](int t) {
       const int c = first + t;
-      if (t >= lanes || c >= s.channels) return;
+      if (t >= lanes || c >= maps) return;
       Moments all;
       for (int w = 0; w < warps; ++w) all.merge(shared.moments[w][t]);
-      float* const to = a.moments + static_cast<int64_t>(at.y) * 3 * s.channels + c;
+      float* const to = a.moments + static_cast<int64_t>(at.y) * 3 * maps + c;
       to[0] = all.count;
-      to[s.channels] = all.mean;
-      to[2 * s.channels] = all.squares;
+      to[maps] = all.mean;
+      to[2 * maps] = all.squares;
     });
   }
 
   // A thread has the same `vector` channels of every pixel that it loads.
   PYNAS_DEVICE static void fill(Shared& shared, const Arguments& a, const Tile& tile, int first, int t) {
     const Shape& s = a.shape;
-    constexpr int parts = lanes / vector;
-    const int lane = t % parts * vector, c = first + lane;
+    const int parts = (lanes >> s.shift) / vector;
+    const int lane = t % parts * vector, c = (first >> s.shift) + lane;
     const bool real = c < s.channels;  // then all of the vector is
     Channel channel[vector];
     PYNAS_UNROLL
@@ -139,8 +146,8 @@ struct Forward {
   PYNAS_DEVICE static void convolve(const Shared& shared, const Arguments& a, const Tile& tile, int first, int t,
                                     Shifted& made) {
     const Shape& s = a.shape;
-    const int lane = t % lanes, c = first + lane;
-    if (c >= s.channels) return;
+    const int lane = t % lanes, map = first + lane, maps = s.maps(), input = lane >> s.shift;
+    if (map >= maps) return;
     float weight[kernel * kernel];
     PYNAS_UNROLL
     for (int k = 0; k < kernel * kernel; ++k) weight[k] = shared.weight[k][lane];
@@ -156,24 +163,25 @@ struct Forward {
         const float (*from)[lanes] = shared.a + (r * stride + ky) * halo + q * stride;
         float values[read];
         PYNAS_UNROLL
-        for (int j = 0; j < read; ++j) values[j] = from[j][lane];
+        for (int j = 0; j < read; ++j) values[j] = from[j][input];
         PYNAS_UNROLL
         for (int kx = 0; kx < kernel; ++kx) PYNAS_UNROLL
         for (int j = 0; j < strip; ++j) out[j] += values[j * stride + kx] * weight[ky * kernel + kx];
       }
-      T* const to = a.y + ((static_cast<int64_t>(tile.image) * s.out_h + row) * s.out_w + column) * s.channels + c;
+      T* const to = a.y + ((static_cast<int64_t>(tile.image) * s.out_h + row) * s.out_w + column) * maps + map;
       PYNAS_UNROLL
       for (int j = 0; j < strip; ++j)
         if (j < real) {
-          put(to + static_cast<int64_t>(j) * s.channels, out[j]);
+          put(to + static_cast<int64_t>(j) * maps, out[j]);
           made.add(out[j]);
         }
     }
   }
 };
 
-// With a = act(norm(x)), y = conv(a) and d, the gradient of what the norm after y gives: dz of `norm` (dx where there
-// is none), its sums, and the gradient of the weights. dy is made where d and y are read.
+// With a = act(norm(x)), y = conv(a) and d, the gradient of what is made of the norm after y: dz of `norm` (dx where
+// there is none), its sums, and the gradient of the weights. dy is made where d and y are read. Where a channel has
+// several maps d is that of their weighted sum (n, out_h, out_w, channels), the weights being `after.gate`.
 template <class T, int kernel, int stride, int side>
 struct Backward {
   static constexpr int threads = lanes * warps, blocks = 1, vector = vector_of<T>;
@@ -192,39 +200,46 @@ struct Backward {
     const T *x, *y, *d;
     const float* weight;
     T* dz;           // as x
-    float* partial;  // (chunks, kernel^2 + 2, channels): gradients of the weights, sums of dz and of dz (x - mean)
+    float* partial;  // (chunks, kernel^2 + 2, maps): gradients of the weights, sums of dz and of dz (x - mean), which
+                     // a channel's first map has, the others zeros
   };
 
-  static Tiles tiles_of(const Arguments& a) {
-    return Tiles::of(a.shape.n, a.shape.h, a.shape.w, side, a.shape.channels);
-  }
-  static Grid grid(const Arguments& a) { return grid_of(tiles_of(a), a.shape.channels); }
+  static Tiles tiles_of(const Arguments& a) { return Tiles::of(a.shape.n, a.shape.h, a.shape.w, side, a.shape.maps()); }
+  static Grid grid(const Arguments& a) { return grid_of(tiles_of(a), a.shape.maps()); }
 
   struct Sums {
     float weight[kernel * kernel], total, along;
   };
+  struct Strip {
+    float centred[strip], da[strip];  // x - mean, and the gradient of a
+    int64_t at;                       // where the first pixel is in x
+    int real;                         // pixels; none at the edges
+  };
 
   PYNAS_DEVICE static void run(const Block<threads>& block, Shared& shared, const Arguments& a, Index at) {
     const Shape& s = a.shape;
-    const Tiles tiles = Tiles::of(s.n, s.h, s.w, side, s.channels);
-    const int first = at.x * lanes;
+    const Tiles tiles = Tiles::of(s.n, s.h, s.w, side, s.maps());
+    const int first = at.x * lanes, maps = s.maps();
     PerThread<Sums, threads> sums;
     block.each([&](int t) {
       sums[t] = Sums{};
-      for (int i = t; i < kernel * kernel * lanes; i += threads) {
-        const int c = first + i / (kernel * kernel);
-        shared.weight[i % (kernel * kernel)][i / (kernel * kernel)] =
-            c < s.channels ? a.weight[static_cast<int64_t>(first) * kernel * kernel + i] : 0.0f;
-      }
+      load_kernels<kernel * kernel>(shared.weight, a.weight, first, maps, t, threads);
     });
     const int64_t begin = static_cast<int64_t>(at.y) * tiles.length;
     const int64_t end = begin + tiles.length < tiles.count ? begin + tiles.length : tiles.count;
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile(tiles, i, side);
       block.each([&](int t) { fill(shared, a, tile, first, t); });
-      block.each([&](int t) { convolve(shared, a, tile, first, t, sums[t]); });
+      PYNAS_ROLLED
+      for (int unit = 0; unit < side * side / strip; unit += warps) {
+        PerThread<Strip, threads> made;
+        block.own([&](int t) { convolve(shared, a, tile, first, unit + t / lanes, t, made[t], sums[t]); });
+        for (int i = 0; i < s.shift; ++i) add_neighbours(made, 1 << i);
+        block.own([&](int t) { finish(a, first, t, made[t], sums[t]); });
+      }
+      block.each([](int) {});
     }
-    float* const to = a.partial + static_cast<int64_t>(at.y) * (kernel * kernel + 2) * s.channels + first;
+    float* const to = a.partial + static_cast<int64_t>(at.y) * (kernel * kernel + 2) * maps + first;
     PYNAS_UNROLL
     for (int k = 0; k < kernel * kernel + 2; ++k) {
       block.each([&](int t) {
@@ -233,10 +248,10 @@ struct Backward {
                                                                 : (k == kernel * kernel ? own.total : own.along);
       });
       block.each([&](int t) {
-        if (t >= lanes || first + t >= s.channels) return;
+        if (t >= lanes || first + t >= maps) return;
         float all = 0.0f;
         for (int w = 0; w < warps; ++w) all += shared.sums[w][t];
-        to[static_cast<int64_t>(k) * s.channels + t] = all;
+        to[static_cast<int64_t>(k) * maps + t] = all;
       });
     }
   }
@@ -250,8 +265,8 @@ struct Backward {
   PYNAS_DEVICE static void fill(Shared& shared, const Arguments& a, const Tile& tile, int first, int t) {
     const Shape& s = a.shape;
     constexpr int parts = lanes / vector;
-    const int lane = t % parts * vector, c = first + lane;
-    const bool real = c < s.channels;
+    const int lane = t % parts * vector, map = first + lane, maps = s.maps();
+    const bool real = map < maps;
     const NormBackward& after = a.after;
     ChannelBackward channel[vector];
     float pooled[vector] = {}, gate[vector];
@@ -259,77 +274,108 @@ struct Backward {
     for (int v = 0; v < vector; ++v) {
       gate[v] = 1.0f;
       if (!real) continue;
-      const int64_t of_group = static_cast<int64_t>(tile.image) * s.channels + c + v;
-      channel[v] = ChannelBackward(after, c + v, s.channels);
+      const int64_t of_group = static_cast<int64_t>(tile.image) * maps + map + v;
+      channel[v] = ChannelBackward(after, map + v, maps);
       if (after.dpool != nullptr) pooled[v] = after.dpool[of_group];
       if (after.gate.values != nullptr) gate[v] = after.gate.values[after.gate.by_channel ? of_group : tile.image];
     }
     for (int p = t / parts; p < halo * halo; p += threads / parts) {
       const int row = first_of(tile.row) + p / halo, column = first_of(tile.column) + p % halo;
       const bool inside = real && row >= 0 && row < s.out_h && column >= 0 && column < s.out_w;
-      const int64_t from = ((static_cast<int64_t>(tile.image) * s.out_h + row) * s.out_w + column) * s.channels + c;
+      const int64_t from = ((static_cast<int64_t>(tile.image) * s.out_h + row) * s.out_w + column) * maps + map;
       Vector<T, vector> d{}, y{};
-      if (inside) d = load<vector>(a.d + from), y = load<vector>(a.y + from);
+      if (inside) d = load_repeated(a.d, from, s.shift), y = load<vector>(a.y + from);
       PYNAS_UNROLL
       for (int v = 0; v < vector; ++v)
         shared.dy[p][lane + v] = inside ? channel[v](after.norm.act, d[v] * gate[v] + pooled[v], y[v]) : 0.0f;
     }
   }
 
-  PYNAS_DEVICE static void convolve(const Shared& shared, const Arguments& a, const Tile& tile, int first, int t,
-                                    Sums& sums) {
+  // d's numbers of the maps from `at` on, as many for each channel as it has maps.
+  PYNAS_DEVICE static Vector<T, vector> load_repeated(const T* d, int64_t at, int shift) {
+    if (shift == 0) return load<vector>(d + at);
+    Vector<T, vector> values;
+    PYNAS_UNROLL
+    for (int v = 0; v < vector; ++v) values.values[v] = d[(at + v) >> shift];
+    return values;
+  }
+
+  // The strip number `unit` of a tile: the gradient of a by one map, and what the strip adds to that of its kernel.
+  PYNAS_DEVICE static void convolve(const Shared& shared, const Arguments& a, const Tile& tile, int first, int unit,
+                                    int t, Strip& made, Sums& sums) {
     const Shape& s = a.shape;
-    const int lane = t % lanes, c = first + lane;
-    if (c >= s.channels) return;
+    const int lane = t % lanes, c = (first + lane) >> s.shift;
+    const int r = unit / (side / strip), q = unit % (side / strip) * strip;
+    const int row = tile.row + r, column = tile.column + q;
+    made.real = row < s.h && c < s.channels ? (s.w - column < strip ? s.w - column : strip) : 0;
+    PYNAS_UNROLL
+    for (int j = 0; j < strip; ++j) made.da[j] = 0.0f;
+    if (made.real <= 0) return;
+    made.at = ((static_cast<int64_t>(tile.image) * s.h + row) * s.w + column) * s.channels + c;
     const Channel channel(a.norm, c);
-    for (int unit = t / lanes; unit < side * side / strip; unit += warps) {
-      const int r = unit / (side / strip), q = unit % (side / strip) * strip;
-      const int row = tile.row + r, column = tile.column + q;
-      const int real = row < s.h ? (s.w - column < strip ? s.w - column : strip) : 0;
-      if (real <= 0) continue;
-      const int64_t from = ((static_cast<int64_t>(tile.image) * s.h + row) * s.w + column) * s.channels + c;
-      float centred[strip], act[strip], da[strip] = {};
+    float act[strip];
+    PYNAS_UNROLL
+    for (int j = 0; j < strip; ++j) {
+      const float x = j < made.real ? value_of(a.x[made.at + static_cast<int64_t>(j) * s.channels]) : 0.0f;
+      made.centred[j] = x - channel.mean;
+      act[j] = j < made.real ? activate(a.norm.act, channel(x)) : 0.0f;
+    }
+    PYNAS_UNROLL
+    for (int ky = 0; ky < kernel; ++ky) {
+      // Row r meets ky at dy's row (row + kernel / 2 - ky) / stride, if that is whole.
+      if (stride == 2 && ((row + kernel / 2 - ky) & 1)) continue;
+      const int of_dy = (row + kernel / 2 - ky) / stride - first_of(tile.row);
+      // q is a multiple of 8, and tiles begin at such: the columns that a strip meets begin with the same of dy.
+      constexpr int read = (strip + kernel - 2) / stride + 1;
+      const float (*values)[lanes] = shared.dy + of_dy * halo + q / stride;
+      float dy[read];
       PYNAS_UNROLL
-      for (int j = 0; j < strip; ++j) {
-        const float x = j < real ? value_of(a.x[from + static_cast<int64_t>(j) * s.channels]) : 0.0f;
-        centred[j] = x - channel.mean;
-        act[j] = j < real ? activate(a.norm.act, channel(x)) : 0.0f;
-      }
+      for (int j = 0; j < read; ++j) dy[j] = values[j][lane];
       PYNAS_UNROLL
-      for (int ky = 0; ky < kernel; ++ky) {
-        // Row r meets ky at dy's row (row + kernel / 2 - ky) / stride, if that is whole.
-        if (stride == 2 && ((row + kernel / 2 - ky) & 1)) continue;
-        const int of_dy = (row + kernel / 2 - ky) / stride - first_of(tile.row);
-        // q is a multiple of 8, and tiles begin at such: the columns that a strip meets begin with the same of dy.
-        constexpr int read = (strip + kernel - 2) / stride + 1;
-        const float (*values)[lanes] = shared.dy + of_dy * halo + q / stride;
-        float dy[read];
+      for (int kx = 0; kx < kernel; ++kx) {
+        const float weight = shared.weight[ky * kernel + kx][lane];
         PYNAS_UNROLL
-        for (int j = 0; j < read; ++j) dy[j] = values[j][lane];
-        PYNAS_UNROLL
-        for (int kx = 0; kx < kernel; ++kx) {
-          const float weight = shared.weight[ky * kernel + kx][lane];
-          PYNAS_UNROLL
-          for (int j = 0; j < strip; ++j) {
-            // Column j meets kx at (column + j + kernel / 2 - kx) / stride; column is even, the first is of its reach.
-            constexpr int half = kernel / 2;
-            if (stride == 2 && ((j + half - kx) & 1)) continue;
-            const int i = stride == 1 ? j + kernel - 1 - kx : (j + half - kx) / 2 - ((half - kernel + 2) >> 1);
-            da[j] += weight * dy[i];
-            sums.weight[ky * kernel + kx] += act[j] * dy[i];
-          }
+        for (int j = 0; j < strip; ++j) {
+          // Column j meets kx at (column + j + kernel / 2 - kx) / stride; column is even, the first is of its reach.
+          constexpr int half = kernel / 2;
+          if (stride == 2 && ((j + half - kx) & 1)) continue;
+          const int i = stride == 1 ? j + kernel - 1 - kx : (j + half - kx) / 2 - ((half - kernel + 2) >> 1);
+          made.da[j] += weight * dy[i];
+          sums.weight[ky * kernel + kx] += act[j] * dy[i];
         }
       }
-      PYNAS_UNROLL
-      for (int j = 0; j < strip; ++j)
-        if (j < real) {
-          const float dz = chain(a.norm.act, da[j], channel(centred[j] + channel.mean));
-          put(a.dz + from + static_cast<int64_t>(j) * s.channels, dz);
-          sums.total += dz;
-          sums.along += dz * centred[j];
-        }
     }
   }
+
+  // The gradient of norm(x), by the thread of a channel's first map.
+  PYNAS_DEVICE static void finish(const Arguments& a, int first, int t, const Strip& made, Sums& sums) {
+    const Shape& s = a.shape;
+    const int map = first + t % lanes, c = map >> s.shift;
+    if (made.real <= 0 || map != c << s.shift) return;
+    const Channel channel(a.norm, c);
+    PYNAS_UNROLL
+    for (int j = 0; j < strip; ++j)
+      if (j < made.real) {
+        const float dz = chain(a.norm.act, made.da[j], channel(made.centred[j] + channel.mean));
+        put(a.dz + made.at + static_cast<int64_t>(j) * s.channels, dz);
+        sums.total += dz;
+        sums.along += dz * made.centred[j];
+      }
+  }
+
+  // To each thread's da that of the thread `across` lanes away.
+#ifdef __CUDACC__
+  PYNAS_DEVICE static void add_neighbours(PerThread<Strip, threads>& made, int across) {
+    PYNAS_UNROLL
+    for (int j = 0; j < strip; ++j) made[0].da[j] += __shfl_xor_sync(~0u, made[0].da[j], across);
+  }
+#else
+  static void add_neighbours(PerThread<Strip, threads>& made, int across) {
+    const PerThread<Strip, threads> before = made;
+    for (int t = 0; t < threads; ++t)
+      for (int j = 0; j < strip; ++j) made[t].da[j] += before.values[t ^ across].da[j];
+  }
+#endif
 };
 
 }  // namespace depthwise

@@ -161,7 +161,8 @@ struct WithMoments {
 };
 
 // Stored, being the gradient d of a gated activation a = act(norm(x)); sums over pixels of d a, d a', a', d a' xhat and
-// a' xhat with a' = act'(norm(x)): in them the gradients of the gate and of batch-norm's weights are linear.
+// a' xhat with a' = act'(norm(x)): in them the gradients of the gate and of batch-norm's weights are linear. Of columns
+// with the same d, 2^shift side by side, it is stored once.
 template <class T>
 struct WithGateSums {
   static constexpr bool by_group = true;
@@ -170,6 +171,7 @@ struct WithGateSums {
     T* d;
     const T* x;
     Norm norm;
+    int shift;
   };
   typedef Channel Table;
   PYNAS_DEVICE static Table table(const Arguments& a, int c) { return Channel(a.norm, c); }
@@ -190,7 +192,10 @@ struct WithGateSums {
       kept[3][v] += values[v] * slope * xhat;
       kept[4][v] += slope * xhat;
     }
-    store<n>(a.d + at, vector);
+    static_assert(n == 4);
+    if (a.shift == 0) return store<n>(a.d + at, vector);
+    a.d[at >> a.shift] = vector.values[0];
+    if (a.shift == 1) a.d[(at >> 1) + 1] = vector.values[2];
   }
 
   template <class Part>

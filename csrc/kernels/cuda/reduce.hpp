@@ -64,7 +64,8 @@ struct OfMoments {
 };
 
 // Sums (chunks, rows, channels): the first `weights` rows are gradients of a convolution's weights, to be
-// (channels, weights); then those of dz and of dz (x - mean), to be (2, channels) of dz and dz xhat.
+// (channels, weights); then those of dz and of dz (x - mean), to be (2, channels / 2^shift) of dz and dz xhat, with
+// what every 2^shift-th channel has.
 struct OfGradients {
   static constexpr int threads = reduce::threads, blocks = 1;
   struct Shared {
@@ -72,7 +73,7 @@ struct OfGradients {
   };
   struct Arguments {
     const float* partial;
-    int chunks, weights, channels;
+    int chunks, weights, channels, shift;
     Norm norm;
     float *dweight, *sums;
   };
@@ -86,12 +87,16 @@ struct OfGradients {
     block.each([&](int t) {
       const int c = first + t;
       if (t >= lanes || t >= real) return;
+      const int normed = c >> a.shift;
       if (row < a.weights)
         a.dweight[static_cast<int64_t>(c) * a.weights + row] = static_cast<float>(shared.total[t]);
+      else if (c != normed << a.shift)
+        return;
       else if (row == a.weights)
-        a.sums[c] = static_cast<float>(shared.total[t]);
+        a.sums[normed] = static_cast<float>(shared.total[t]);
       else
-        a.sums[a.channels + c] = static_cast<float>(shared.total[t] * Channel(a.norm, c).inverse);
+        a.sums[(a.channels >> a.shift) + normed] =
+            static_cast<float>(shared.total[t] * Channel(a.norm, normed).inverse);
     });
   }
 };

@@ -35,9 +35,17 @@ void with_depthwise(const DepthwiseShape& s, bool small, const Call& call) {
   with_stride(Constant<7>{});
 }
 
+inline int shift_of(int splits) {
+  return splits == 4 ? 2 : splits - 1;
+}
+
+inline depthwise::Shape shape_of(const DepthwiseShape& s) {
+  return {s.n, s.channels, s.h, s.w, s.out_h(), s.out_w(), shift_of(s.splits)};
+}
+
 inline int64_t depthwise_scratch(const DepthwiseShape& s, int parts) {
-  const int64_t groups = (s.channels + depthwise::lanes - 1) / depthwise::lanes;
-  return std::max<int64_t>(1, most_blocks / groups) * s.channels * parts;
+  const int64_t groups = (s.maps() + depthwise::lanes - 1) / depthwise::lanes;
+  return std::max<int64_t>(1, most_blocks / groups) * s.maps() * parts;
 }
 
 template <class T>
@@ -56,13 +64,12 @@ void run_step(const Run& run, const Depthwise<T>& of) {
   int chunks = 0;
   with_depthwise(s, s.out_h() <= 8 && s.out_w() <= 8, [&](auto kernel, auto stride, auto side) {
     typedef depthwise::Forward<T, kernel.value, stride.value, side.value> Kernel;
-    const typename Kernel::Arguments a{
-        {s.n, s.channels, s.h, s.w, s.out_h(), s.out_w()},   of.norm, of.x, of.weight, of.y,
-        of.statistics.mean == nullptr ? nullptr : of.scratch};
+    float* const moments = of.statistics.mean == nullptr ? nullptr : of.scratch;
+    const typename Kernel::Arguments a{shape_of(s), of.norm, of.x, of.weight, of.y, moments};
     chunks = Kernel::tiles_of(a).chunks;
     run.template operator()<Kernel>(a);
   });
-  run_moments(run, of.scratch, chunks, s.channels, of.statistics);
+  run_moments(run, of.scratch, chunks, s.maps(), of.statistics);
 }
 
 template <class T, class Run>
@@ -72,20 +79,12 @@ void run_step(const Run& run, const DepthwiseBackward<T>& of) {
   with_depthwise(s, s.h <= 8 && s.w <= 8, [&](auto kernel, auto stride, auto side) {
     constexpr int of_x = stride.value == 2 ? 16 : side.value;
     typedef depthwise::Backward<T, kernel.value, stride.value, of_x> Kernel;
-    const typename Kernel::Arguments a{{s.n, s.channels, s.h, s.w, s.out_h(), s.out_w()},
-                                       of.norm,
-                                       of.after,
-                                       of.x,
-                                       of.y,
-                                       of.d,
-                                       of.weight,
-                                       of.dz,
-                                       of.scratch};
+    const typename Kernel::Arguments a{shape_of(s), of.norm, of.after, of.x, of.y, of.d, of.weight, of.dz, of.scratch};
     chunks = Kernel::tiles_of(a).chunks;
     run.template operator()<Kernel>(a);
   });
   run.template operator()<reduce::OfGradients>(
-      {of.scratch, chunks, s.kernel * s.kernel, s.channels, of.norm, of.dweight, of.sums});
+      {of.scratch, chunks, s.kernel * s.kernel, s.maps(), shift_of(s.splits), of.norm, of.dweight, of.sums});
 }
 
 // --- squeeze-and-excite ---
@@ -170,7 +169,8 @@ void run_step(const Run& run, const Project<T>& of) {
 template <class T, class Run>
 void run_step(const Run& run, const ProjectBackward<T>& of) {
   const int chunks = run_product<T, product::Backward<T>, product::WithGateSums<T>>(
-      run, of.pixels, of.out, of.in, {of.d, of.y, of.after}, of.weight, true, {of.da, of.x, of.norm}, of.scratch);
+      run, of.pixels, of.out, of.in, {of.d, of.y, of.after}, of.weight, true,
+      {of.da, of.x, of.norm, shift_of(of.splits)}, of.scratch);
   const int groups = of.pixels.groups;
   if (groups > 0) run.template operator()<reduce::OfPieces>({of.scratch, groups, chunks / groups, 5, of.in, of.sums});
 }

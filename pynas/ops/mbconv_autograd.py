@@ -1,0 +1,152 @@
+"""A block of steps with its gradients: what `pynas.ops.mbconv` calls for everything between x and the output.
+
+Shapes: N images, C channels, H x W pixels; y1, y2, y3 are what expand, depthwise and project give.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pynas.ops import library
+from pynas.ops.mbconv_gate import Gate, gate_backward, gate_forward
+from pynas.ops.reduce import Reducer
+from pynas.ops.reference_mbconv import Norm, NormBackward
+from pynas.ops.sync_batch_norm import over_ranks
+
+
+class Plan(NamedTuple):
+    """What of a block is no tensor. Of three: norms 1 to 3, the first of which need not be there."""
+
+    stride: int
+    splits: int
+    act: str
+    gate: tuple[str, str] | None
+    """Activation and function of the gate's layers."""
+    residual: bool
+    eps: tuple[float, ...]
+    of_batch: tuple[bool, ...]
+    """Whether statistics are those of the batch, else running ones."""
+    reducers: tuple[Reducer | None, ...]
+    """Whom statistics of the batch are shared with."""
+    counts: tuple[int, ...]
+    """Values of a channel on this rank."""
+    steps: ModuleType
+    """`reference_mbconv`, or who computes its functions otherwise."""
+
+    @property
+    def acts(self) -> tuple[str, str, str]:
+        return self.act, self.act, "identity"
+
+
+class BlockFunction(torch.autograd.Function):
+    """Arguments: x, keep, the plan, running mean and variance of three norms (None where statistics are the batch's),
+    the weights of expand, depthwise and project, weight and bias of three norms, and of the gate's two layers if any.
+
+    Returns the block's output, then, of each norm with the batch's statistics, mean, biased variance and, with a
+    reducer, the number of values of all ranks: without gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor | None, plan: Plan, *given: Any) -> tuple[Tensor, ...]:
+        running, (w1, w2, w3), affine, of_gate = given[:6], given[6:9], given[9:15], given[15:]
+        steps = plan.steps
+        norms: list[Norm | None] = [None] * 3
+        made: list[Tensor] = []
+        counts: list[Tensor | None] = [None] * 3
+
+        def normed(i: int, local: Any, y: Tensor) -> Norm:
+            mean, var = running[2 * i : 2 * i + 2] if local is None else local
+            reducer = plan.reducers[i]
+            if local is not None and reducer is not None:
+                mean, var, counts[i] = over_ranks(local if plan.counts[i] else None, y, reducer)
+            if local is not None:
+                made.extend(value for value in (mean, var, counts[i]) if value is not None)
+            norm = Norm(mean, var, affine[2 * i], affine[2 * i + 1], plan.eps[i], plan.acts[i])
+            norms[i] = norm
+            return norm
+
+        y1, first = None, None
+        if w1 is not None:
+            y1, local = steps.expand(x, w1, plan.of_batch[0])
+            first = normed(0, local, y1)
+        y2, local = steps.depthwise(x if y1 is None else y1, first, w2, plan.stride, plan.of_batch[1])
+        second = normed(1, local, y2)
+        gate = None if plan.gate is None else gate_forward(steps.pooled(y2, second), of_gate, *plan.gate, plan.splits)
+        repeated = _repeated(w3, plan.splits)
+        y3, local = steps.project(y2, second, None if gate is None else gate.gate, repeated, plan.of_batch[2])
+        third = normed(2, local, y3)
+        kept = None if keep is None else keep.to(third.mean.dtype).view(-1, 1)
+        saved = [value for norm in norms for value in ((None, None) if norm is None else norm[:2])]
+        ctx.plan = plan
+        ctx.save_for_backward(x, y1, y2, y3, kept, w1, w2, w3, *affine, *saved, *counts, *of_gate, *(gate or ()))
+        ctx.mark_non_differentiable(*made)
+        return steps.norm_act(y3, third, kept, x if plan.residual else None), *made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        plan: Plan = ctx.plan
+        x, y1, y2, y3, kept, w1, w2, w3, *rest = ctx.saved_tensors
+        affine, saved, counts, of_gate = rest[:6], rest[6:12], rest[12:15], rest[15:19]
+        gate = Gate(*rest[19:]) if plan.gate is not None else None
+        steps, act = plan.steps, plan.act
+        norms: list[Any] = [
+            Norm(saved[2 * i], saved[2 * i + 1], affine[2 * i], affine[2 * i + 1], plan.eps[i], plan.acts[i])
+            for i in range(3)
+        ]
+        dout = library.gradient_in_channels_last(dout)
+
+        def after(
+            i: int, sums: Tensor, act: str, gate: Tensor | None = None, dpool: Tensor | None = None
+        ) -> NormBackward:
+            norm = norms[i]._replace(act=act)
+            if not plan.of_batch[i]:
+                return NormBackward(norm, gate, dpool, None, 1.0)
+            reducer = plan.reducers[i]
+            if reducer is None:
+                return NormBackward(norm, gate, dpool, sums, plan.counts[i])
+            shared = sums.clone()  # gradients of the norm's weights are this rank's share
+            reducer.all_reduce(shared)
+            return NormBackward(norm, gate, dpool, (shared / counts[i].clamp(min=1.0)).to(sums.dtype), 1.0)
+
+        sums3 = steps.norm_act_backward_sums(dout, y3, norms[2], kept)
+        third = after(2, sums3, "identity", kept)
+        multiplier = None if gate is None else gate.gate
+        da, of_images = steps.project_backward(dout, y3, third, _repeated(w3, plan.splits), y2, norms[1], plan.splits)
+        dw3 = steps.project_weight_backward(dout, y3, third, y2, norms[1], multiplier)
+        if plan.splits > 1:
+            dw3 = dw3.unflatten(1, (-1, plan.splits)).sum(2)
+        dgate: list[Tensor] = []
+        if gate is None:
+            dpool, sums2 = None, of_images[1::2].sum(1)
+        else:
+            assert plan.gate is not None
+            dpooled, dgate = gate_backward(of_images[0], gate, of_gate, *plan.gate, plan.splits)
+            dpool = dpooled / (y2.shape[2] * y2.shape[3])
+            # With a' = act'(z): dz = (da gate + dpool) a', whose sums are those of da a' and a' times gate and dpool.
+            sums2 = (of_images[1::2] * multiplier + of_images[2::2] * dpool).sum(1)
+        second = after(1, sums2, act, multiplier, dpool)
+        first_norm = None if y1 is None else norms[0]
+        dz, dw2, sums1 = steps.depthwise_backward(da, y2, second, w2, x if y1 is None else y1, first_norm, plan.stride)
+        residual = dout if plan.residual else None
+        daffine: list[Tensor | None] = [None, None]
+        if y1 is None:
+            dx, dw1 = dz if residual is None else dz + residual, None
+        else:
+            first = after(0, sums1, "identity")
+            dx = steps.expand_backward(dz, y1, first, w1, residual) if ctx.needs_input_grad[0] else None
+            dw1 = steps.expand_weight_backward(dz, y1, first, x)
+            daffine = [sums1[1], sums1[0]]
+        daffine += [sums2[1], sums2[0], sums3[1], sums3[0]]
+        found = [dx, None, None, *[None] * 6, dw1, dw2, dw3, *daffine, *dgate]
+        return tuple(value if needs else None for value, needs in zip(found, ctx.needs_input_grad, strict=True))
+
+
+def _repeated(weight: Tensor, splits: int) -> Tensor:
+    """`project`'s weight (C', C, 1, 1) for the maps that a channel's weighted sum is of: (C', C splits, 1, 1)."""
+    return weight if splits == 1 else weight.repeat_interleave(splits, 1)
