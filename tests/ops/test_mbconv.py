@@ -93,10 +93,10 @@ class Layers(nn.Module):
         return MBConvLayers(self.expand, self.norm1, self.depthwise, self.norm2, gate, *rest)
 
 
-def results(block: Layers, x: Tensor, keep: Tensor | None, steps: Any) -> list[Tensor]:
+def results(block: Layers, x: Tensor, keep: Tensor | None, steps: Any, compute: Any = mbconv) -> list[Tensor]:
     """Output, gradients of x and of the parameters, buffers. steps: None for the layers themselves."""
     block, x = copy.deepcopy(block), x.clone().requires_grad_()
-    y = block(x, keep) if steps is None else mbconv(x, block.layers(), block.residual, keep, steps=steps)
+    y = block(x, keep) if steps is None else compute(x, block.layers(), block.residual, keep, steps=steps)
     (y * images(y.shape, y.dtype, seed=9).to(y.device)).sum().backward()
     found = [y.detach(), x.grad, *(parameter.grad for parameter in block.parameters()), *block.buffers()]
     return [value for value in found if value is not None and value.is_floating_point()]
@@ -209,3 +209,23 @@ def test_fakes_of_the_operators_are_of_the_results_shapes(case: str, dtype: torc
 def test_the_operators_have_no_kernels_on_a_cpu() -> None:
     with pytest.raises(NotImplementedError, match="mbconv_expand"):
         torch.ops.pynas.mbconv_expand(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), True)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("case", ["gated", "radix 2"])
+def test_it_compiles_in_one_graph(case: str, training: bool) -> None:
+    block, x, keep = given(case, torch.float32, training, True)
+    expected = results(block, x, keep, reference_mbconv)
+    compiled: Any = torch.compile(mbconv, backend="aot_eager", fullgraph=True)
+    found = results(block, x, keep, reference_mbconv, compiled)
+    for mine, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, right)
+
+
+def test_under_autocast_it_is_of_autocasts_dtype() -> None:
+    block, x, _ = given("gated", torch.float32, True, False)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mbconv(x, block.layers(), block.residual)
+        eager = block(x.bfloat16(), None)
+    assert y.dtype == eager.dtype == torch.bfloat16
+    torch.testing.assert_close(y, eager, rtol=0.05, atol=0.05)
