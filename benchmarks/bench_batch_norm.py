@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pynas.nets.attention import SqueezeExcite
-from pynas.nets.fused import in_sequence, norm_and_add
 from pynas.ops import rules, using
+from pynas.ops.sequence import in_sequence, norm_and_add
 from pynas.train.memory import keep_freed_memory
 
 SHAPES = ((32, 48, 3), (32, 288, 3), (32, 240, 6), (32, 64, 12), (8, 360, 14), (8, 1248, 7), (8, 200, 28), (8, 96, 56))

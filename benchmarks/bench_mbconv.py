@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from pynas.nets.attention import SqueezeExcite
 from pynas.nets.blocks import MBConv
 from pynas.ops import library, mbconv_kernels, reference_mbconv, using
+from pynas.ops.gate import GateLayers
 from pynas.ops.mbconv import MBConvLayers, mbconv
-from pynas.ops.mbconv_gate import GateLayers
 
 PEERS = ("eager", "compiled")
 WORST, FLOOR = 2.0, 4e-3  # times eager's own error, and what one rounding to bfloat16 makes

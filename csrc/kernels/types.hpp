@@ -15,6 +15,6 @@ struct fp16 {
   uint16_t bits;
 };
 
-enum class Activation : int32_t { identity = 0, relu = 1, hswish = 2, swish = 3 };
+enum class Activation : int32_t { identity = 0, relu = 1, hswish = 2, swish = 3, relu6 = 4 };
 
 }  // namespace pynas::kernels

@@ -21,7 +21,7 @@ Shape NormArguments::check() const {
   check_statistics(op, "var", var, x, {shape.channels});
   if (weight.has_value()) check_statistics(op, "weight", *weight, x, {shape.channels});
   if (bias.has_value()) check_statistics(op, "bias", *bias, x, {shape.channels});
-  PYNAS_REQUIRE(act >= 0 && act <= 3, op, "act", std::to_string(act), "0 identity, 1 relu, 2 hswish, 3 swish");
+  PYNAS_REQUIRE(act >= 0 && act <= 4, op, "act", std::to_string(act), "0 identity, 1 relu, 2 hswish, 3 swish, 4 relu6");
   return shape;
 }
 

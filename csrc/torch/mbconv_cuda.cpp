@@ -58,7 +58,8 @@ struct NormGiven {
                   "both or neither");
     for (const auto& [name, value] : {std::pair{"mean", &mean}, {"var", &var}, {"weight", &weight}, {"bias", &bias}})
       check_float(op, name, *value, x, {x.size(1)});
-    PYNAS_REQUIRE(act >= 0 && act <= 3, op, "act", std::to_string(act), "0 identity, 1 relu, 2 hswish, 3 swish");
+    PYNAS_REQUIRE(act >= 0 && act <= 4, op, "act", std::to_string(act),
+                  "0 identity, 1 relu, 2 hswish, 3 swish, 4 relu6");
     return {values<float>(mean), values<float>(var),      values<float>(weight),
             values<float>(bias), static_cast<float>(eps), static_cast<kernels::Activation>(act)};
   }

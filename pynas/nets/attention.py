@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pynas.nets.activations import activation
+from pynas.ops.gate import Gated, GateLayers
 from pynas.ops.library import fused, has_hooks
+from pynas.ops.sequence import ACTIVATION_NAMES
 from pynas.ops.split_attention import split_attention_combine, split_attention_pool
 
 
-class SqueezeExcite(nn.Module):
+class SqueezeExcite(Gated):
     """Scales each channel by a gate in [0, 1] computed from all channels' means (Hu et al. 2018), gated by hsigmoid."""
 
     def __init__(self, channels: int, hidden: int, act: str) -> None:
@@ -30,8 +32,12 @@ class SqueezeExcite(nn.Module):
         hidden = self.act(_linear(self.reduce, split_attention_pool(x, 1)))
         return split_attention_combine(x, self.gate(_linear(self.expand, hidden))[..., None])
 
+    def gate_layers(self) -> GateLayers | None:
+        act = ACTIVATION_NAMES.get(type(self.act))
+        return None if act is None else GateLayers(self.reduce, act, self.expand)
 
-class SplitAttention(nn.Module):
+
+class SplitAttention(Gated):
     """Sums `splits` maps of each channel with weights computed from all channels' means (ResNeSt, Zhang et al. 2020).
 
     Takes (N, channels * splits, H, W) as a grouped convolution with one group a channel makes it: the splits of a
@@ -59,6 +65,12 @@ class SplitAttention(nn.Module):
         logits = self.expand(self.act(self.reduce(self.pool(maps.sum(2)))))
         weights = self.gate(logits.unflatten(1, (self.splits, self.channels))).transpose(1, 2)  # (N, C, splits, 1, 1)
         return (maps * weights).sum(2)
+
+    def gate_layers(self) -> GateLayers | None:
+        act = ACTIVATION_NAMES.get(type(self.act))
+        if act is None:
+            return None
+        return GateLayers(self.reduce, act, self.expand, "softmax" if self.splits > 1 else "hsigmoid")
 
     def extra_repr(self) -> str:
         return f"splits={self.splits}"

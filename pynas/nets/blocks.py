@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pynas.nets.activations import activation
 from pynas.nets.attention import SplitAttention, SqueezeExcite
-from pynas.nets.fused import in_sequence, norm_and_add
+from pynas.ops.inverted_residual import InvertedResidual
+from pynas.ops.sequence import in_sequence
 from pynas.space.architecture import Block
 
 
@@ -64,7 +65,7 @@ class ConvBlock(nn.Module):
         return in_sequence((self.conv, self.norm, self.act), x)
 
 
-class MBConv(nn.Module):
+class MBConv(InvertedResidual):
     """Inverted residual block (Sandler et al. 2018): expand 1x1, depthwise k x k, squeeze-and-excite, project 1x1.
 
     With Split-Attention in the place of squeeze-and-excite the depthwise convolution has as many kernels a channel as
@@ -95,9 +96,11 @@ class MBConv(nn.Module):
         self.residual = block.residual
         self.drop = StochasticDepth(drop if block.residual else 0.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = in_sequence(self.branch, x)
-        return norm_and_add(self.norm, y, x, self.drop.kept(y)) if self.residual else norm_and_add(self.norm, y)
+    def parts(self) -> tuple[list[nn.Module], nn.Module, bool]:
+        return list(self.branch), self.norm, self.residual
+
+    def kept(self, x: Tensor) -> Tensor | None:
+        return self.drop.kept(x)
 
 
 class SkipBlock(nn.Module):

@@ -24,8 +24,8 @@ def batch_norm_act(
     """act(norm(x)) keep[n] + residual.
 
     x: float (N, C, H, W). norm: an `nn.BatchNorm2d`, whose weights, statistics, momentum and mode count as when it is
-    called. act: "identity", "relu", "hswish" or "swish". residual: like x. keep: (N,), what each sample is multiplied
-    by (stochastic depth: 0 or 1 / (1 - rate)). Returns a tensor like x.
+    called. act: "identity", "relu", "hswish", "swish" or "relu6". residual: like x. keep: (N,), what each sample is
+    multiplied by (stochastic depth: 0 or 1 / (1 - rate)). Returns a tensor like x.
 
     On CPUs, float32, bfloat16 and float64 tensors in channels_last with weights of float32 (float64) take kernels of
     one pass for the statistics and one for the rest. Everything else is `reference_batch_norm`: what `rules.batch_norm`

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pynas.ops import batch_norm_autograd, library
 
-ACTIVATIONS = {"identity": 0, "relu": 1, "hswish": 2, "swish": 3}
+ACTIVATIONS = {"identity": 0, "relu": 1, "hswish": 2, "swish": 3, "relu6": 4}
 """csrc/kernels/types.hpp numbers them so."""
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)

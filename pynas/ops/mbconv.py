@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pynas.errors import PynasError
 from pynas.ops import reference_mbconv
+from pynas.ops.gate import GateLayers, check_gate
 from pynas.ops.mbconv_autograd import BlockFunction, Plan
-from pynas.ops.mbconv_gate import GateLayers, check_gate
 from pynas.ops.sync_batch_norm import follow, over_several_ranks
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pynas.ops import library
-from pynas.ops.mbconv_gate import Gate, gate_backward, gate_forward
+from pynas.ops.gate import Gate, gate_backward, gate_forward
 from pynas.ops.reduce import Reducer
 from pynas.ops.reference_mbconv import Norm, NormBackward
 from pynas.ops.sync_batch_norm import over_ranks
@@ -126,7 +126,7 @@ class BlockFunction(torch.autograd.Function):
             dpool, sums2 = None, of_images[1::2].sum(1)
         else:
             assert plan.gate is not None
-            dpooled, dgate = gate_backward(of_images[0], gate, of_gate, *plan.gate, plan.splits)
+            dpooled, dgate = gate_backward(of_images[0], gate, of_gate[::2], *plan.gate, plan.splits)
             dpool = dpooled / (y2.shape[2] * y2.shape[3])
             # With a' = act'(z): dz = (da gate + dpool) a', whose sums are those of da a' and a' times gate and dpool.
             sums2 = (of_images[1::2] * multiplier + of_images[2::2] * dpool).sum(1)

@@ -14,7 +14,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "hswish": F.hardswish,
     "swish": F.silu,
+    "relu6": F.relu6,
 }
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"hsigmoid": F.hardsigmoid, "sigmoid": F.sigmoid}
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -35,9 +37,11 @@ def batch_norm_act(
 
 
 def batch_norm_act_se(
-    x: Tensor, norm: nn.Module, act: str, reduce: nn.Module, se_act: str, expand: nn.Module
+    x: Tensor, norm: nn.Module, act: str, reduce: nn.Module, se_act: str, expand: nn.Module, gate: str = "hsigmoid"
 ) -> Tensor:
     """As `pynas.ops.squeeze_excite.batch_norm_act_se`."""
+    if gate not in GATES:
+        raise PynasError(f"gate: got {gate!r}, allowed are {', '.join(GATES)}")
     a = activation(act)(norm(x))
     hidden = activation(se_act)(reduce(F.adaptive_avg_pool2d(a, 1)))
-    return a * F.hardsigmoid(expand(hidden))
+    return a * GATES[gate](expand(hidden))

@@ -178,6 +178,8 @@ def _slope(x: Tensor, norm: Norm) -> Tensor:
     z = _argument(x, norm)
     if norm.act == "relu":
         return (z > 0).to(z.dtype)
+    if norm.act == "relu6":
+        return ((z > 0) & (z < 6)).to(z.dtype)
     if norm.act == "hswish":
         return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5))
     if norm.act == "swish":

@@ -9,39 +9,39 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pynas.ops import reference_batch_norm as reference
 from pynas.ops.batch_norm import statistics, takes
 from pynas.ops.batch_norm_kernels import ACTIVATIONS, statistics_dtype
+from pynas.ops.gate import Gate, gate_backward, gate_forward
 from pynas.ops.library import gradient_in_channels_last, has_hooks, without_autograd
 from pynas.ops.sync_batch_norm import SyncBatchNorm
 
 
 def batch_norm_act_se(
-    x: Tensor, norm: nn.Module, act: str, reduce: nn.Module, se_act: str, expand: nn.Module
+    x: Tensor, norm: nn.Module, act: str, reduce: nn.Module, se_act: str, expand: nn.Module, gate: str = "hsigmoid"
 ) -> Tensor:
-    """a hardsigmoid(expand(se_act(reduce(mean of a over pixels)))) with a = act(norm(x)) (Hu et al. 2018).
+    """a gate(expand(se_act(reduce(mean of a over pixels)))) with a = act(norm(x)) (Hu et al. 2018).
 
     x: float (N, C, H, W). norm, act: as in `batch_norm_act`. reduce, expand: 1x1 `nn.Conv2d` with bias, C to R and R
-    to C. Returns a tensor like x.
+    to C. gate: "hsigmoid" or "sigmoid". Returns a tensor like x.
 
     Where `batch_norm_act` has kernels this reads x three times forward (statistics, pool, gate) and x and the
     gradient twice backward: batch-norm's backward sums are linear in the gate and in the pooled gradient, so five sums
     of each image and channel, found before either is known, give them. The gate is computed in float32 (float64 for
     float64), under autocast too, and the result has x's dtype. Everything else is `reference_batch_norm`.
 
-    Raises PynasError for another act or se_act, ValueError for a single value a channel in training, as torch does.
+    Raises PynasError for another act, se_act or gate, ValueError for a single value a channel in training, as torch.
     """
-    if not (takes(x, norm, act) and se_act in ACTIVATIONS and _both_fit(reduce, expand, x)):
-        return reference.batch_norm_act_se(x, norm, act, reduce, se_act, expand)
+    if not (takes(x, norm, act) and se_act in ACTIVATIONS and gate in reference.GATES and _both_fit(reduce, expand, x)):
+        return reference.batch_norm_act_se(x, norm, act, reduce, se_act, expand, gate)
     assert isinstance(norm, nn.BatchNorm2d | SyncBatchNorm)
     mean, var, batch = statistics(x, norm)
     of_norm = norm._parameters
     weights = (of_norm["weight"], of_norm["bias"], reduce.weight, reduce.bias, expand.weight, expand.bias)
-    arguments = (x, *weights, mean, var, norm.eps, ACTIVATIONS[act], se_act)
+    arguments = (x, *weights, mean, var, norm.eps, ACTIVATIONS[act], se_act, gate)
     return _without_autocast(_apply, arguments, batch)
 
 
@@ -93,26 +93,13 @@ def _forward(
     eps: float,
     act: int,
     se_act: str,
+    function: str,
 ) -> tuple[Tensor, ...]:
-    """The result, then what backward needs of the gate: pooled, before and after se_act, logits, gate."""
+    """The result, then what backward needs of the gate."""
     pooled = torch.ops.pynas.batch_norm_act_pool(x, mean, var, weight, bias, eps, act)
-    hidden = torch.addmm(reduce_bias, pooled, reduce.flatten(1).t())
-    active = reference.ACTIVATIONS[se_act](hidden)
-    logits = torch.addmm(expand_bias, active, expand.flatten(1).t())
-    gate = F.hardsigmoid(logits)
-    y = torch.ops.pynas.batch_norm_act(x, mean, var, weight, bias, eps, act, gate, None)
-    return y, pooled, hidden, active, logits, gate
-
-
-def activation_backward(name: str, gradient: Tensor, hidden: Tensor) -> Tensor:
-    """The gradient of the argument `hidden` of an activation."""
-    if name == "hswish":
-        return torch.ops.aten.hardswish_backward(gradient, hidden)
-    if name == "swish":
-        return torch.ops.aten.silu_backward(gradient, hidden)
-    if name == "relu":
-        return torch.ops.aten.threshold_backward(gradient, hidden, 0.0)
-    return gradient
+    gate = gate_forward(pooled, (reduce, reduce_bias, expand, expand_bias), se_act, function, 1)
+    y = torch.ops.pynas.batch_norm_act(x, mean, var, weight, bias, eps, act, gate.gate, None)
+    return y, *gate
 
 
 class _NormActSE(torch.autograd.Function):
@@ -120,11 +107,11 @@ class _NormActSE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        x, weight, bias, reduce, _, expand, _, mean, var, eps, act, se_act, batch = arguments
+        x, weight, bias, reduce, _, expand, _, mean, var, eps, act, se_act, function, batch = arguments
         with without_autograd():
             y, *of_gate = _forward(*arguments[:-1])
         ctx.save_for_backward(x, weight, bias, reduce, expand, mean, var, *of_gate)
-        ctx.eps, ctx.act, ctx.se_act, ctx.batch = eps, act, se_act, batch
+        ctx.eps, ctx.act, ctx.of_gate, ctx.batch = eps, act, (se_act, function), batch
         return y
 
     @staticmethod
@@ -134,31 +121,29 @@ class _NormActSE(torch.autograd.Function):
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, reduce, expand, mean, var, pooled, hidden, active, logits, gate = ctx.saved_tensors
+    x, weight, bias, reduce, expand, mean, var, *of_gate = ctx.saved_tensors
+    gate = Gate(*of_gate)
+    se_act, function = ctx.of_gate
     needs = ctx.needs_input_grad
     gradient = gradient_in_channels_last(dy)
     norm = (mean, var, weight, bias, ctx.eps, ctx.act)
     of_samples = torch.ops.pynas.batch_norm_act_gate_sums(gradient, x, *norm)
-    dlogits = torch.ops.aten.hardsigmoid_backward(of_samples[0], logits)
-    dhidden = activation_backward(ctx.se_act, dlogits.mm(expand.flatten(1)), hidden)
+    dpooled, of_layers = gate_backward(of_samples[0], gate, (reduce, expand), se_act, function, 1)
     pixels = x.shape[2] * x.shape[3]
-    dpool = dhidden.mm(reduce.flatten(1)).div_(pixels)
+    dpool = dpooled.div_(pixels)
     # With a' = act'(z): dz = (dy gate + dpool) a', whose sums are those of dy a' and a' times gate and dpool.
-    sums = (of_samples[1::2] * gate).addcmul_(of_samples[2::2], dpool).sum(1)
+    sums = (of_samples[1::2] * gate.gate).addcmul_(of_samples[2::2], dpool).sum(1)
     dbias, dweight = sums.unbind()
     dx = None
     if needs[0]:
         count = x.shape[0] * pixels
         dx = torch.ops.pynas.batch_norm_act_backward(
-            gradient, x, *norm, gate, dpool, sums if ctx.batch else None, count
+            gradient, x, *norm, gate.gate, dpool, sums if ctx.batch else None, count
         )
     return (
         dx,
         dweight if needs[1] else None,
         dbias if needs[2] else None,
-        dhidden.t().mm(pooled).view(reduce.shape) if needs[3] else None,
-        dhidden.sum(0) if needs[4] else None,
-        dlogits.t().mm(active).view(expand.shape) if needs[5] else None,
-        dlogits.sum(0) if needs[6] else None,
-        *[None] * 6,
+        *(value if needed else None for value, needed in zip(of_layers, needs[3:7], strict=True)),
+        *[None] * 7,
     )

@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 from pynas.errors import PynasError
 from pynas.nets.attention import SplitAttention, SqueezeExcite
 from pynas.nets.build import build_network
-from pynas.nets.fused import in_sequence, norm_and_add
 from pynas.nets.inference import folded
 from pynas.ops import available, fused, using
+from pynas.ops.sequence import in_sequence, norm_and_add
 
 pytestmark = [
     pytest.mark.usefixtures("unruled"),

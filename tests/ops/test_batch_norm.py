@@ -169,7 +169,7 @@ def test_a_norm_kept_in_an_unusual_way_is_torchs_own(name: str, training: bool) 
 
 def test_what_a_user_can_get_wrong() -> None:
     x = images((2, 3, 2, 2), torch.float32)
-    with pytest.raises(PynasError, match="act: got 'gelu', allowed are identity, relu, hswish, swish"):
+    with pytest.raises(PynasError, match="act: got 'gelu', allowed are identity, relu, hswish, swish, relu6"):
         batch_norm_act(x, nn.BatchNorm2d(3), "gelu")
     with pytest.raises(ValueError, match="more than 1 value per channel when training"):
         batch_norm_act(x[:1, :, :1, :1].contiguous(), nn.BatchNorm2d(3))
@@ -182,8 +182,8 @@ def test_what_a_user_can_get_wrong() -> None:
         OPS.channel_statistics(torch.randn(3, 2))
     with pytest.raises(RuntimeError, match=r"batch_norm_act: mean is of shape \(2,\); allowed: \(3,\)"):
         OPS.batch_norm_act(x, mean[:2], var, None, None, 1e-5, 0, None, None)
-    with pytest.raises(RuntimeError, match="act is 4; allowed: 0 identity"):
-        OPS.batch_norm_act(x, mean, var, None, None, 1e-5, 4, None, None)
+    with pytest.raises(RuntimeError, match="act is 5; allowed: 0 identity"):
+        OPS.batch_norm_act(x, mean, var, None, None, 1e-5, 5, None, None)
     with pytest.raises(RuntimeError, match=r"gate is of shape \(3, 3\); allowed: \(2, 3\)"):
         OPS.batch_norm_act(x, mean, var, None, None, 1e-5, 0, torch.ones(3, 3), None)
     with pytest.raises(RuntimeError, match="weight is Double; allowed: float32, or float64 where x is"):

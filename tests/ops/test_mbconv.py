@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pynas.errors import PynasError
 from pynas.ops import available, mbconv_kernels, reference_mbconv
+from pynas.ops.gate import GateLayers
 from pynas.ops.mbconv import MBConvLayers, mbconv
-from pynas.ops.mbconv_gate import GateLayers
 from pynas.ops.reference_batch_norm import activation
 
 LAST = torch.channels_last
@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {  # input, expanded and output channels
     "gated": {"widths": (8, 32, 8), "kernel": 5, "stride": 1, "hidden": 8, "act": "swish"},
     "strided": {"widths": (8, 32, 24), "kernel": 3, "stride": 2, "hidden": 8, "act": "hswish"},
     "not expanded": {"widths": (16, 16, 16), "kernel": 7, "stride": 1, "hidden": 4, "act": "relu"},
-    "sigmoid": {"widths": (8, 16, 8), "kernel": 3, "stride": 1, "hidden": 8, "act": "swish", "gate": "sigmoid"},
+    "sigmoid": {"widths": (8, 16, 8), "kernel": 3, "stride": 1, "hidden": 8, "act": "relu6", "gate": "sigmoid"},
     "radix 2": {"widths": (8, 32, 8), "kernel": 3, "stride": 1, "hidden": 8, "act": "swish", "splits": 2},
     "radix 4": {"widths": (8, 16, 24), "kernel": 5, "stride": 2, "hidden": 4, "act": "hswish", "splits": 4},
 }

@@ -29,12 +29,14 @@ def modules_of(channels: int, dtype: torch.dtype, hidden: int = 8) -> list[nn.Mo
 
 
 def check(x: Tensor, modules: list[nn.Module], act: str) -> None:
+    gate = "sigmoid" if act in ("swish", "relu6") else "hsigmoid"
+
     def with_kernels(x: Tensor, m: list[nn.Module]) -> Tensor:
-        return batch_norm_act_se(x, m[0], act, m[1], act, m[2])
+        return batch_norm_act_se(x, m[0], act, m[1], act, m[2], gate)
 
     def plainly(x: Tensor, m: list[nn.Module]) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.bfloat16):
-            return reference.batch_norm_act_se(x, m[0], act, m[1], act, m[2])
+            return reference.batch_norm_act_se(x, m[0], act, m[1], act, m[2], gate)
 
     def exactly(x: Tensor, m: list[nn.Module]) -> Tensor:
         return plainly(x, [module.double() for module in m])

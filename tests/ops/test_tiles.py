@@ -99,7 +99,7 @@ SPLITS = [1, 1, 4, 1, 1, 2, 2]
 def test_depthwise(steps: Any, kernel: int, stride: int, dtype: torch.dtype) -> None:
     for i, ((n, c, h, w), splits) in enumerate(zip(IMAGES, SPLITS, strict=True)):
         draw = Draw(i, dtype)
-        act = ("hswish", "swish", "relu", "identity")[i % 4]
+        act = ("hswish", "swish", "relu", "identity", "relu6")[i % 5]
         x, weight = draw.images(n, c, h, w), draw(c * splits, 1, kernel, kernel) / kernel
         norm = draw.norm(c, act) if i != 4 else None
         check(steps, "depthwise", dtype, x, norm, weight, stride, True)

@@ -45,6 +45,10 @@ template <Activation act, class Vector>
 inline Vector activate(Vector z) {
   const Vector zero = {};
   if constexpr (act == Activation::relu) return z < 0 ? zero : z;
+  if constexpr (act == Activation::relu6) {
+    const Vector above = z < 0 ? zero : z;
+    return above > 6 ? zero + 6 : above;
+  }
   if constexpr (act == Activation::hswish) {
     const Vector six = zero + 6;
     const Vector raised = z + 3;
@@ -59,6 +63,7 @@ template <Activation act, class Vector>
 inline Vector chain(Vector dy, Vector z) {
   const Vector zero = {};
   if constexpr (act == Activation::relu) return z <= 0 ? zero : dy;
+  if constexpr (act == Activation::relu6) return z <= 0 ? zero : (z >= 6 ? zero : dy);
   if constexpr (act == Activation::hswish) {
     const Vector between = dy * (z * (static_cast<decltype(z[0] + 0)>(1) / 3) + (zero + 1) / 2);
     return z <= -3 ? zero : (z >= 3 ? dy : between);

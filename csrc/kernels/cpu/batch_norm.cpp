@@ -329,6 +329,8 @@ void with_activation(Activation act, const Call& call) {
       return call(std::integral_constant<Activation, Activation::hswish>());
     case Activation::swish:
       return call(std::integral_constant<Activation, Activation::swish>());
+    case Activation::relu6:
+      return call(std::integral_constant<Activation, Activation::relu6>());
   }
 }
 

@@ -135,7 +135,10 @@ PYNAS_DEVICE float sigmoid(float z) {
 }
 
 PYNAS_DEVICE float activate(Activation act, float z) {
-  if (act == Activation::relu) return z < 0.0f ? 0.0f : z;
+  if (act == Activation::relu || act == Activation::relu6) {
+    const float most = act == Activation::relu ? INFINITY : 6.0f, above = z < 0.0f ? 0.0f : z;
+    return above > most ? most : above;
+  }
   if (act == Activation::hswish) {
     const float raised = z + 3.0f;
     const float above = raised < 0.0f ? 0.0f : raised;
@@ -147,7 +150,8 @@ PYNAS_DEVICE float activate(Activation act, float z) {
 
 // dy act'(z)
 PYNAS_DEVICE float chain(Activation act, float dy, float z) {
-  if (act == Activation::relu) return z <= 0.0f ? 0.0f : dy;
+  if (act == Activation::relu || act == Activation::relu6)
+    return z <= 0.0f || (act == Activation::relu6 && z >= 6.0f) ? 0.0f : dy;
   if (act == Activation::hswish) return z <= -3.0f ? 0.0f : (z >= 3.0f ? dy : dy * (z * (1.0f / 3.0f) + 0.5f));
   if (act == Activation::swish) {
     const float s = sigmoid(z);

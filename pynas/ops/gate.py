@@ -1,4 +1,4 @@
-"""The gate of an inverted residual block: what squeeze-and-excite and Split-Attention make of pooled activations.
+"""Gates: what squeeze-and-excite and Split-Attention multiply activations by, computed of their means over pixels.
 
 Shapes: N images, C channels, each of `splits` maps side by side. A gate has a number for each map, (N, C splits).
 """
@@ -13,10 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pynas.errors import PynasError
-from pynas.ops.reference_batch_norm import activation
-from pynas.ops.squeeze_excite import activation_backward
-
-FUNCTIONS = ("hsigmoid", "sigmoid", "softmax")
+from pynas.ops.reference_batch_norm import GATES, activation
 
 
 class GateLayers(NamedTuple):
@@ -31,6 +28,14 @@ class GateLayers(NamedTuple):
     function: str = "hsigmoid"
 
 
+class Gated(nn.Module):
+    """A module that multiplies activations by a gate of them, and may be computed with what stands before it."""
+
+    def gate_layers(self) -> GateLayers | None:
+        """What the gate is made of, None for what no operator computes."""
+        raise NotImplementedError
+
+
 class Gate(NamedTuple):
     """What is computed of the pooled activations, as backward needs it: float32 (float64), (N, ...)."""
 
@@ -43,7 +48,7 @@ class Gate(NamedTuple):
 
 def check_gate(gate: GateLayers, channels: int, splits: int) -> None:
     """Raises PynasError for layers that are no gate of C channels."""
-    allowed = FUNCTIONS[:2] if splits == 1 else FUNCTIONS[2:]
+    allowed = tuple(GATES) if splits == 1 else ("softmax",)
     if gate.function not in allowed:
         raise PynasError(f"mbconv: gate of {splits} splits: got {gate.function!r}, allowed: {', '.join(allowed)}")
     hidden = gate.reduce.out_channels
@@ -63,15 +68,18 @@ def gate_forward(pooled: Tensor, weights: Sequence[Tensor], act: str, function: 
     if function == "softmax":
         gate = logits.unflatten(1, (splits, -1)).softmax(1).transpose(1, 2).flatten(1)
     else:
-        gate = torch.sigmoid(logits) if function == "sigmoid" else F.hardsigmoid(logits)
+        gate = GATES[function](logits)
     return Gate(pooled, hidden, active, logits, gate)
 
 
 def gate_backward(
     dgate: Tensor, gate: Gate, weights: Sequence[Tensor], act: str, function: str, splits: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """The gradients of the pooled maps (N, C splits), and of the weights, of that of the gate."""
-    reduce, _, expand, _ = weights
+    """The gradients of the pooled maps (N, C splits), and of the layers' weights and biases, of that of the gate.
+
+    weights: those of reduce and expand.
+    """
+    reduce, expand = weights
     if function == "softmax":
         of_splits, chosen = (value.unflatten(1, (-1, splits)) for value in (dgate, gate.gate))
         of_splits = chosen * (of_splits - (chosen * of_splits).sum(2, keepdim=True))
@@ -89,3 +97,16 @@ def gate_backward(
         dexpand.view(expand.shape),
         dlogits.sum(0),
     ]
+
+
+def activation_backward(name: str, gradient: Tensor, hidden: Tensor) -> Tensor:
+    """The gradient of the argument `hidden` of an activation."""
+    if name == "hswish":
+        return torch.ops.aten.hardswish_backward(gradient, hidden)
+    if name == "swish":
+        return torch.ops.aten.silu_backward(gradient, hidden)
+    if name == "relu":
+        return torch.ops.aten.threshold_backward(gradient, hidden, 0.0)
+    if name == "relu6":
+        return torch.ops.aten.hardtanh_backward(gradient, hidden, 0.0, 6.0)
+    return gradient

@@ -11,16 +11,20 @@ from typing import TypeGuard, cast
 
 from torch import Tensor, nn
 
-from pynas.nets.activations import ACTIVATIONS
-from pynas.nets.attention import SqueezeExcite
 from pynas.ops.batch_norm import batch_norm_act
 from pynas.ops.depthwise import depthwise_conv2d
+from pynas.ops.gate import Gated
 from pynas.ops.library import fused, has_hooks
 from pynas.ops.pointwise import pointwise_conv2d
 from pynas.ops.squeeze_excite import batch_norm_act_se
 
 Pair = tuple[int, int]
-ACTIVATION_NAMES = {make: name for name, make in ACTIVATIONS.items()}
+ACTIVATION_NAMES: dict[type[nn.Module], str] = {
+    nn.Hardswish: "hswish",
+    nn.ReLU: "relu",
+    nn.SiLU: "swish",
+    nn.ReLU6: "relu6",
+}
 
 
 def in_sequence(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -36,13 +40,13 @@ def in_sequence(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
             act = "identity"
             if waiting and type(waiting[0]) in ACTIVATION_NAMES and not has_hooks(waiting[0]):
                 act = ACTIVATION_NAMES[type(waiting.pop(0))]
-            gate = waiting[0] if waiting else None
-            known = isinstance(gate, SqueezeExcite) and type(gate.act) in ACTIVATION_NAMES
-            if isinstance(gate, SqueezeExcite) and known and not has_hooks(*gate.modules()):
-                waiting.pop(0)
-                x = batch_norm_act_se(x, layer, act, gate.reduce, ACTIVATION_NAMES[type(gate.act)], gate.expand)
-            else:
+            following = waiting[0] if waiting else None
+            gate = following.gate_layers() if isinstance(following, Gated) else None
+            if gate is None or gate.function == "softmax" or has_hooks(*waiting[0].modules()):
                 x = batch_norm_act(x, layer, act)
+            else:
+                waiting.pop(0)
+                x = batch_norm_act_se(x, layer, act, gate.reduce, gate.act, gate.expand, gate.function)
         elif _is_depthwise(layer):
             stride, padding = cast(Pair, layer.stride), cast(Pair, layer.padding)
             x = depthwise_conv2d(x, layer.weight, stride, padding)

@@ -1,0 +1,126 @@
+"""Whether the GPU's kernels compute a block, and the trial that they have to pass on a GPU before they do."""
+
+from __future__ import annotations
+
+import warnings
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from pynas.ops import library, mbconv_kernels, reference_mbconv
+from pynas.ops.gate import GateLayers
+from pynas.ops.mbconv import MBConvLayers, mbconv
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+"""Of a trial's results, by their norms: some times what kernels that are right have."""
+
+
+def dtype_of(x: Tensor) -> torch.dtype:
+    """The dtype that a block computes x in: autocast's, else x's own."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def steps_for(x: Tensor) -> ModuleType | None:
+    """Who computes the steps of blocks of x: kernels that have proved right on x's device, or None for nobody."""
+    if not library.fused() or not x.is_cuda or dtype_of(x) not in DTYPES or not library.available():
+        return None
+    return mbconv_kernels if _trusted(x.device.index, dtype_of(x)) else None
+
+
+def takes(x: Tensor, layers: MBConvLayers) -> bool:
+    """Whether the kernels take x and these layers."""
+    multiple = 4 if dtype_of(x) == torch.float32 else 8
+    channels = (layers.depthwise.in_channels, layers.project.out_channels)
+    return (
+        x.dim() == 4
+        and 0 < x.numel() // max(x.shape[1], 1) < 1 << 31
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and all(count % multiple == 0 for count in (x.shape[1], *channels))
+        and all(
+            value is None or (value.dtype == torch.float32 and value.device == x.device and value.is_contiguous())
+            for value in _tensors(layers)
+        )
+    )
+
+
+def _tensors(layers: MBConvLayers) -> list[Tensor | None]:
+    gate = () if layers.gate is None else (layers.gate.reduce, layers.gate.expand)
+    found: list[Tensor | None] = []
+    for layer in (layers.expand, layers.depthwise, layers.project, *gate):
+        found += [] if layer is None else [layer.weight, layer.bias]
+    for norm in (layers.expand_norm, layers.norm, layers.project_norm):
+        found += [] if norm is None else [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    return found
+
+
+@torch.compiler.assume_constant_result
+def _trusted(index: int, dtype: torch.dtype) -> bool:
+    if (index, dtype) not in _found and torch.cuda.is_current_stream_capturing():
+        return False  # a trial waits for the device; one that runs before the capture decides
+    return _tried(index, dtype)
+
+
+_found: dict[tuple[int, torch.dtype], bool] = {}
+
+
+def _tried(index: int, dtype: torch.dtype) -> bool:
+    if (index, dtype) not in _found:
+        wrong = "the library was built without them"
+        if torch.ops.pynas.has_cuda():
+            wrong = trial(mbconv_kernels, torch.device("cuda", index), dtype)
+            if wrong:
+                warnings.warn(f"blocks are computed layer by layer: the fused kernels {wrong}", stacklevel=4)
+        _found[index, dtype] = not wrong
+    return _found[index, dtype]
+
+
+def trial(steps: ModuleType, device: torch.device, dtype: torch.dtype) -> str:
+    """What is wrong with the steps, by two small blocks forward and backward against `reference_mbconv` in float32;
+    empty where nothing is."""
+    for kernel, stride, splits in ((3, 1, 1), (5, 2, 2)):
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            x, layers = _small_block(kernel, stride, splits)
+            x = x.to(device, dtype, memory_format=torch.channels_last)
+            try:
+                found = _results(x, layers, device, steps)
+            except RuntimeError as error:
+                return f"failed on {device} in {dtype}: {str(error).splitlines()[0]}"
+            right = _results(x.float(), layers, device, reference_mbconv)
+        for mine, exact in zip(found, right, strict=True):
+            off = ((mine.float() - exact).norm() / exact.norm()).item()
+            if not off < LARGEST_ERROR[dtype]:
+                return f"were off by {off:.1e} on {device} in {dtype}"
+    return ""
+
+
+def _small_block(kernel: int, stride: int, splits: int) -> tuple[Tensor, MBConvLayers]:
+    generator = torch.Generator().manual_seed(kernel)
+    with torch.random.fork_rng(devices=[]):
+        maps = 48 * splits
+        depthwise = nn.Conv2d(48, maps, kernel, stride, kernel // 2, groups=48, bias=False)
+        gate = GateLayers(nn.Conv2d(48, 8, 1), "relu", nn.Conv2d(8, maps, 1), "softmax" if splits > 1 else "hsigmoid")
+        norms = [nn.BatchNorm2d(channels) for channels in (48, maps, 16)]
+        ends = nn.Conv2d(16, 48, 1, bias=False), nn.Conv2d(48, 16, 1, bias=False)
+    layers = MBConvLayers(ends[0], norms[0], depthwise, norms[1], gate, ends[1], norms[2], "hswish")
+    with torch.no_grad():
+        for value in (value for value in _tensors(layers) if isinstance(value, nn.Parameter)):
+            value.copy_(torch.randn(value.shape, generator=generator) / max(value[0].numel(), 1) ** 0.5)
+    return torch.randn(3, 16, 19, 21, generator=generator), layers
+
+
+def _results(x: Tensor, layers: MBConvLayers, device: torch.device, steps: ModuleType) -> list[Tensor]:
+    """Output, the gradients of x and of the weights."""
+    every = (*layers, *(layers.gate or ()))
+    modules = nn.ModuleList([layer for layer in every if isinstance(layer, nn.Module)])
+    modules.to(device).zero_grad()
+    x = x.detach().requires_grad_()
+    y = mbconv(x, layers, layers.depthwise.stride == (1, 1), steps=steps)
+    (y.float() * torch.linspace(-1, 1, y.numel(), device=device).view_as(y)).sum().backward()
+    weights = [value.grad for value in modules.parameters() if value.grad is not None]
+    assert x.grad is not None
+    return [y.detach(), x.grad, *weights]
