@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 CORE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
+# Whose networks `pynas.ops.fuse` takes. Alone: torchvision has no build for CPUs, and its networks need none.
+PEERS := timm==1.0.31 torchvision==0.28.0
+
 SLURM := slurmctld slurmd slurm-client munge
 
 .PHONY: demo test test-slurm lint format sanitize bench clean
@@ -78,6 +81,7 @@ $(VENV)/.installed: $(VENV)/.torch $(CORE_SOURCES)
 
 $(VENV)/.installed-dev: $(VENV)/.torch $(CORE_SOURCES)
 	$(PIP) install -q --no-build-isolation -e '.[dev]'
+	$(PIP) install -q --no-deps $(PEERS)
 	touch $@ $(VENV)/.installed
 
 clean:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pynas.ops import library, mbconv_kernels, reference_mbconv
+from pynas.ops.batch_norm_kernels import statistics_dtype
 from pynas.ops.gate import GateLayers
 from pynas.ops.mbconv import MBConvLayers, mbconv
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 8e-2, torch.float16: 1e-2}
 """Of a trial's results, by their norms: some times what kernels that are right have."""
 
 
@@ -34,7 +35,7 @@ def steps_for(x: Tensor) -> ModuleType | None:
 
 def takes(x: Tensor, layers: MBConvLayers) -> bool:
     """Whether the kernels take x and these layers."""
-    multiple = 4 if dtype_of(x) == torch.float32 else 8
+    multiple = 8 if dtype_of(x).itemsize == 2 else 4
     channels = (layers.depthwise.in_channels, layers.project.out_channels)
     return (
         x.dim() == 4
@@ -42,7 +43,7 @@ def takes(x: Tensor, layers: MBConvLayers) -> bool:
         and x.is_contiguous(memory_format=torch.channels_last)
         and all(count % multiple == 0 for count in (x.shape[1], *channels))
         and all(
-            value is None or (value.dtype == torch.float32 and value.device == x.device and value.is_contiguous())
+            value is None or (value.dtype == statistics_dtype(x) and value.device == x.device and value.is_contiguous())
             for value in _tensors(layers)
         )
     )
@@ -58,13 +59,13 @@ def _tensors(layers: MBConvLayers) -> list[Tensor | None]:
     return found
 
 
-@torch.compiler.assume_constant_result
 def _trusted(index: int, dtype: torch.dtype) -> bool:
     if (index, dtype) not in _found and torch.cuda.is_current_stream_capturing():
         return False  # a trial waits for the device; one that runs before the capture decides
     return _tried(index, dtype)
 
 
+_trusted._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as assume_constant_result, which imports dynamo
 _found: dict[tuple[int, torch.dtype], bool] = {}
 
 
