@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -62,6 +63,10 @@ def results(function: Any, x: Tensor, weight: Tensor, stride: Any, padding: Any,
     return y.detach(), x.grad, weight.grad
 
 
+def drawn(shape: Sequence[int], seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 def error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).abs().max()) if exact.numel() else 0.0
 
@@ -70,7 +75,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 def test_output_and_gradients_are_as_near_to_float64_as_torchs(dtype: torch.dtype) -> None:
     for seed in range(CASES):
         x, weight, stride, padding = case(seed, dtype)
-        dy = torch.randn(reference(x, weight, stride, padding).shape).to(dtype)
+        dy = drawn(reference(x, weight, stride, padding).shape, seed).to(dtype)
         exact = results(reference, x.double(), weight.double(), stride, padding, dy)
         theirs = results(reference, x, weight, stride, padding, dy)
         ours = results(depthwise_conv2d, x, weight, stride, padding, dy)
@@ -90,7 +95,7 @@ def test_each_kernel_alone_is_right_and_writes_its_output_whole(dtype: torch.dty
         x, weight, stride, padding = case(seed, dtype)
         numbers = (*stride, *padding)
         exact = reference(x.double(), weight.double(), stride, padding)
-        dy = torch.randn(exact.shape).to(dtype).contiguous(memory_format=LAST)
+        dy = drawn(exact.shape, seed).to(dtype).contiguous(memory_format=LAST)
         _, dx, dweight = results(reference, x.double(), weight.double(), stride, padding, dy)
         calls: list[tuple[Any, Tensor]] = [
             (lambda a=(x, weight, *numbers): torch.ops.pynas.depthwise_forward(*a), exact),
