@@ -14,14 +14,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pynas, m) {
   const std::string gated = "Tensor? after_gate, Tensor? dpool, ", sums = "Tensor? sums, float count";
   const std::string made = " -> (Tensor, Tensor, Tensor)";  // activations, mean, variance; the latter may be empty
   define("mbconv_expand(Tensor x, Tensor weight, bool statistics)" + made);
-  define("mbconv_depthwise(Tensor x, " + maybe + ", Tensor kernels, int stride, bool statistics)" + made);
+  define("mbconv_depthwise(Tensor x, " + maybe + ", Tensor kernels, int stride, bool statistics, Tensor? expand)" +
+         made);
   define("mbconv_project(Tensor x, " + norm + ", Tensor? gate, Tensor project, bool statistics)" + made);
   define("mbconv_project_backward(" + of + ", " + gated + sums + ", Tensor project, Tensor x, " + norm +
          ", int splits) -> (Tensor, Tensor)");
   define("mbconv_project_weight_backward(" + of + ", " + gated + sums + ", Tensor x, " + norm +
          ", Tensor? gate) -> Tensor");
   define("mbconv_depthwise_backward(" + of + ", " + gated + sums + ", Tensor kernels, Tensor x, " + maybe +
-         ", int stride)" + made);
+         ", int stride, Tensor? expand)" + made);
   define("mbconv_expand_backward(" + of + ", " + sums + ", Tensor weight, Tensor? residual) -> Tensor");
+  define("mbconv_gram(Tensor left, Tensor? left_centre, Tensor right, Tensor? right_centre) -> Tensor");
+  define(
+      "mbconv_expanded_backward(Tensor dz, Tensor x, Tensor centre, Tensor weight, Tensor level, Tensor? residual) -> "
+      "Tensor");
   define("mbconv_expand_weight_backward(" + of + ", " + sums + ", Tensor x) -> Tensor");
 }

@@ -53,11 +53,14 @@ struct NormGiven {
   double eps;
   int64_t act;
 
-  cuda::Norm of(const char* op, const Tensor& x) const {
+  cuda::Norm of(const char* op, const Tensor& x) const { return of(op, x, x.size(1)); }
+
+  // Of that many channels, on x's device.
+  cuda::Norm of(const char* op, const Tensor& x, int64_t channels) const {
     PYNAS_REQUIRE(mean.has_value() == var.has_value(), op, "var", "without mean, or mean without it",
                   "both or neither");
     for (const auto& [name, value] : {std::pair{"mean", &mean}, {"var", &var}, {"weight", &weight}, {"bias", &bias}})
-      check_float(op, name, *value, x, {x.size(1)});
+      check_float(op, name, *value, x, {channels});
     PYNAS_REQUIRE(act >= 0 && act <= 4, op, "act", std::to_string(act),
                   "0 identity, 1 relu, 2 hswish, 3 swish, 4 relu6");
     return {values<float>(mean), values<float>(var),      values<float>(weight),
@@ -146,17 +149,31 @@ bool are_splits(int64_t splits) {
   return splits == 1 || splits == 2 || splits == 4;
 }
 
-cuda::DepthwiseShape depthwise_shape(const char* op, const Tensor& x, const Tensor& kernels, int64_t stride) {
+// The channels that a depthwise step reads: x's own, or those that an expansion makes of them.
+int64_t check_expansion(const char* op, const Optional& expand, const Tensor& x) {
+  if (!expand.has_value()) return x.size(1);
+  check_product(op, *expand, x, x.size(1));
+  PYNAS_REQUIRE(expand->size(0) % (x.scalar_type() == ScalarType::Float ? 4 : 8) == 0, op, "expand",
+                "of shape " + shape_of(*expand), "(C', C, 1, 1) with C' a multiple of 8 (4 of float32)");
+  return expand->size(0);
+}
+
+cuda::Expansion expansion_of(const Optional& expand, const Tensor& x) {
+  return {values<float>(expand), width(x)};
+}
+
+cuda::DepthwiseShape depthwise_shape(const char* op, const Tensor& x, int64_t channels, const Tensor& kernels,
+                                     int64_t stride) {
   const int64_t kernel = kernels.dim() == 4 ? kernels.size(2) : 0;
   PYNAS_REQUIRE(kernel == 3 || kernel == 5 || kernel == 7, op, "kernels", "of shape " + shape_of(kernels),
                 "(C, 1, k, k) with k 3, 5 or 7");
-  const int64_t splits = kernels.size(0) / x.size(1);
-  PYNAS_REQUIRE(are_splits(splits) && kernels.size(0) == splits * x.size(1), op, "kernels",
-                "of shape " + shape_of(kernels), "1, 2 or 4 for each channel of x");
+  const int64_t splits = kernels.size(0) / channels;
+  PYNAS_REQUIRE(are_splits(splits) && kernels.size(0) == splits * channels, op, "kernels",
+                "of shape " + shape_of(kernels), "1, 2 or 4 for each channel");
   check_float(op, "kernels", kernels, x, {kernels.size(0), 1, kernel, kernel});
   PYNAS_REQUIRE(stride == 1 || stride == 2, op, "stride", std::to_string(stride), "1, 2");
   return {width(x, 0),
-          width(x),
+          static_cast<int>(channels),
           width(x, 2),
           width(x, 3),
           static_cast<int>(kernel),
@@ -165,18 +182,20 @@ cuda::DepthwiseShape depthwise_shape(const char* op, const Tensor& x, const Tens
 }
 
 Made depthwise(Tensor x, Optional mean, Optional var, Optional weight, Optional bias, double eps, int64_t act,
-               Tensor kernels, int64_t stride, bool statistics) {
+               Tensor kernels, int64_t stride, bool statistics, Optional expand) {
   const char* const op = "pynas::mbconv_depthwise";
   check_x(op, "x", x);
-  const cuda::Norm norm = NormGiven{mean, var, weight, bias, eps, act}.of(op, x);
-  const cuda::DepthwiseShape shape = depthwise_shape(op, x, kernels, stride);
+  const int64_t channels = check_expansion(op, expand, x);
+  const cuda::Norm norm = NormGiven{mean, var, weight, bias, eps, act}.of(op, x, channels);
+  const cuda::DepthwiseShape shape = depthwise_shape(op, x, channels, kernels, stride);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor y = new_activations(x, x.size(0), shape.maps(), shape.out_h(), shape.out_w());
   const Asked asked(x, shape.maps(), statistics);
   with_gpu_type(x, [&](auto type) {
     typedef decltype(type) T;
     run(op,
-        cuda::Depthwise<T>{shape, norm, values<T>(x), values<float>(kernels), data<T>(y), asked.pointers(), nullptr},
+        cuda::Depthwise<T>{shape, expansion_of(expand, x), norm, values<T>(x), values<float>(kernels), data<T>(y),
+                           asked.pointers(), nullptr},
         x);
   });
   return {y, asked.mean, asked.var};
@@ -264,33 +283,76 @@ Tensor project_weight_backward(Tensor d, Tensor y, Tensor after_mean, Tensor aft
 Made depthwise_backward(Tensor d, Tensor y, Tensor after_mean, Tensor after_var, Optional after_weight,
                         Optional after_bias, double after_eps, int64_t after_act, Optional after_gate, Optional dpool,
                         Optional sums, double count, Tensor kernels, Tensor x, Optional mean, Optional var,
-                        Optional weight, Optional bias, double eps, int64_t act, int64_t stride) {
+                        Optional weight, Optional bias, double eps, int64_t act, int64_t stride, Optional expand) {
   const char* const op = "pynas::mbconv_depthwise_backward";
   check_x(op, "x", x);
   check_x(op, "y", y);
-  const cuda::DepthwiseShape shape = depthwise_shape(op, x, kernels, stride);
+  const int64_t channels = check_expansion(op, expand, x);
+  const cuda::DepthwiseShape shape = depthwise_shape(op, x, channels, kernels, stride);
   const bool made =
       y.size(0) == x.size(0) && y.size(1) == shape.maps() && y.size(2) == shape.out_h() && y.size(3) == shape.out_w();
   PYNAS_REQUIRE(made && y.scalar_type() == x.scalar_type(), op, "y", "of shape " + shape_of(y) + " and " + dtype_of(y),
                 "the shape of the convolution's output, x's dtype");
-  check_beside(op, "d", d, y, x.size(1));
+  check_beside(op, "d", d, y, channels);
   const cuda::NormBackward after =
       BackwardGiven{
           {after_mean, after_var, after_weight, after_bias, after_eps, after_act}, after_gate, dpool, sums, count}
           .of(op, y);
-  const cuda::Norm norm = NormGiven{mean, var, weight, bias, eps, act}.of(op, x);
+  const cuda::Norm norm = NormGiven{mean, var, weight, bias, eps, act}.of(op, x, channels);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  Tensor dz = new_like(x);
+  Tensor dz = new_activations(x, x.size(0), channels, x.size(2), x.size(3));
   Tensor dweight = new_float(x, {shape.maps(), 1, shape.kernel, shape.kernel});
-  Tensor found = new_float(x, {2, x.size(1)});
+  Tensor found = new_float(x, {2, channels});
   with_gpu_type(x, [&](auto type) {
     typedef decltype(type) T;
     run(op,
-        cuda::DepthwiseBackward<T>{shape, values<T>(d), values<T>(y), after, values<float>(kernels), values<T>(x), norm,
-                                   data<T>(dz), data<float>(dweight), data<float>(found), nullptr},
+        cuda::DepthwiseBackward<T>{shape, expansion_of(expand, x), values<T>(d), values<T>(y), after,
+                                   values<float>(kernels), values<T>(x), norm, data<T>(dz), data<float>(dweight),
+                                   data<float>(found), nullptr},
         x);
   });
   return {dz, dweight, found};
+}
+
+Tensor gram(Tensor left, Optional left_centre, Tensor right, Optional right_centre) {
+  const char* const op = "pynas::mbconv_gram";
+  check_x(op, "left", left);
+  check_x(op, "right", right);
+  check_beside(op, "right", right, left, right.size(1));
+  check_float(op, "left_centre", left_centre, left, {left.size(1)});
+  check_float(op, "right_centre", right_centre, left, {right.size(1)});
+  torch::stable::accelerator::DeviceGuard guard(left.get_device_index());
+  Tensor sums = new_float(left, {left.size(1), right.size(1)});
+  with_gpu_type(left, [&](auto type) {
+    typedef decltype(type) T;
+    run(op,
+        cuda::Gram<T>{pixels_of(left), width(left), width(right), values<T>(left), values<float>(left_centre),
+                      values<T>(right), values<float>(right_centre), data<float>(sums), nullptr},
+        left);
+  });
+  return sums;
+}
+
+Tensor expanded_backward(Tensor dz, Tensor x, Tensor centre, Tensor weight, Tensor level, Optional residual) {
+  const char* const op = "pynas::mbconv_expanded_backward";
+  check_x(op, "dz", dz);
+  check_x(op, "x", x);
+  check_beside(op, "dz", dz, x, dz.size(1));
+  if (residual.has_value()) check_beside(op, "residual", *residual, x, x.size(1));
+  check_float(op, "centre", centre, x, {x.size(1)});
+  check_float(op, "level", level, x, {x.size(1)});
+  check_float(op, "weight", weight, x, {x.size(1), dz.size(1) + x.size(1)});
+  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  Tensor dx = new_like(x);
+  with_gpu_type(x, [&](auto type) {
+    typedef decltype(type) T;
+    cuda::launch_step(
+        cuda::ExpandedBackward<T>{pixels_of(x), width(dz), width(x), values<T>(dz), values<T>(x), values<float>(centre),
+                                  values<float>(weight), values<float>(level), values<T>(residual), data<T>(dx)},
+        stream_of(x));
+  });
+  check_launch(op);
+  return dx;
 }
 
 Tensor expand_backward(Tensor d, Tensor y, Tensor after_mean, Tensor after_var, Optional after_weight,
@@ -368,6 +430,8 @@ STABLE_TORCH_LIBRARY_IMPL(pynas, CUDA, m) {
   m.impl("mbconv_project_weight_backward", TORCH_BOX(&cuda::project_weight_backward));
   m.impl("mbconv_depthwise_backward", TORCH_BOX(&cuda::depthwise_backward));
   m.impl("mbconv_expand_backward", TORCH_BOX(&cuda::expand_backward));
+  m.impl("mbconv_gram", TORCH_BOX(&cuda::gram));
+  m.impl("mbconv_expanded_backward", TORCH_BOX(&cuda::expanded_backward));
   m.impl("mbconv_expand_weight_backward", TORCH_BOX(&cuda::expand_weight_backward));
 }
 #endif

@@ -21,8 +21,10 @@ def expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Statist
     return _made(torch.ops.pynas.mbconv_expand(x, weight, statistics), statistics)
 
 
-def depthwise(x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool) -> tuple[Tensor, Statistics]:
-    return _made(torch.ops.pynas.mbconv_depthwise(x, *_of(norm), weight, stride, statistics), statistics)
+def depthwise(
+    x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool, expand: Tensor | None = None
+) -> tuple[Tensor, Statistics]:
+    return _made(torch.ops.pynas.mbconv_depthwise(x, *_of(norm), weight, stride, statistics, expand), statistics)
 
 
 def pooled(x: Tensor, norm: Norm) -> Tensor:
@@ -46,9 +48,26 @@ def project_weight_backward(
 
 
 def depthwise_backward(
-    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm | None, stride: int
+    d: Tensor,
+    y: Tensor,
+    after: NormBackward,
+    weight: Tensor,
+    x: Tensor,
+    norm: Norm | None,
+    stride: int,
+    expand: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.pynas.mbconv_depthwise_backward(d, y, *_backward(after), weight, x, *_of(norm), stride)
+    return torch.ops.pynas.mbconv_depthwise_backward(d, y, *_backward(after), weight, x, *_of(norm), stride, expand)
+
+
+def gram(left: Tensor, left_centre: Tensor | None, right: Tensor, right_centre: Tensor | None) -> Tensor:
+    return torch.ops.pynas.mbconv_gram(left, left_centre, right, right_centre)
+
+
+def expanded_backward(
+    dz: Tensor, x: Tensor, centre: Tensor, weight: Tensor, level: Tensor, residual: Tensor | None
+) -> Tensor:
+    return torch.ops.pynas.mbconv_expanded_backward(dz, x, centre, weight, level, residual)
 
 
 def expand_backward(d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, residual: Tensor | None) -> Tensor:
@@ -92,7 +111,7 @@ def _register_fakes() -> None:
         return made(beside(x, weight.shape[0], *x.shape[2:]), statistics)
 
     def fake_depthwise(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
-        kernels, stride, statistics = given[-3:]
+        kernels, stride, statistics, _ = given[-4:]
         return made(beside(x, kernels.shape[0], *((size - 1) // stride + 1 for size in x.shape[2:])), statistics)
 
     def fake_project(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
@@ -107,8 +126,15 @@ def _register_fakes() -> None:
         return numbers(y, y.shape[1], given[10].shape[1], 1, 1)
 
     def fake_depthwise_backward(d: Tensor, y: Tensor, *given: Any) -> tuple[Tensor, ...]:
-        kernels, x = given[10:12]
-        return beside(x, *x.shape[1:]), numbers(x, *kernels.shape), numbers(x, 2, x.shape[1])
+        kernels, x, expand = given[10], given[11], given[-1]
+        channels = x.shape[1] if expand is None else expand.shape[0]
+        return beside(x, channels, *x.shape[2:]), numbers(x, *kernels.shape), numbers(x, 2, channels)
+
+    def fake_gram(left: Tensor, left_centre: Tensor | None, right: Tensor, right_centre: Tensor | None) -> Tensor:
+        return numbers(left, left.shape[1], right.shape[1])
+
+    def fake_expanded_backward(dz: Tensor, x: Tensor, *_: Any) -> Tensor:
+        return beside(x, *x.shape[1:])
 
     def fake_expand_backward(d: Tensor, y: Tensor, *given: Any) -> Tensor:
         return beside(y, given[8].shape[1], *y.shape[2:])
@@ -123,6 +149,8 @@ def _register_fakes() -> None:
         fake_project_backward,
         fake_project_weight_backward,
         fake_depthwise_backward,
+        fake_gram,
+        fake_expanded_backward,
         fake_expand_backward,
         fake_expand_weight_backward,
     ):

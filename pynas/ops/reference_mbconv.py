@@ -54,13 +54,17 @@ def expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Statist
     return y.to(x.dtype), _moments(y, statistics)
 
 
-def depthwise(x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool) -> tuple[Tensor, Statistics]:
+def depthwise(
+    x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool, expand: Tensor | None = None
+) -> tuple[Tensor, Statistics]:
     """F2: the depthwise convolution of act(norm(x)), or of x; statistics.
 
-    weight: (C splits, 1, k, k); padding k // 2.
+    weight: (C splits, 1, k, k); padding k // 2. expand: (C, C_in, 1, 1), a 1x1 convolution before the norm whose result
+    is not kept: x is (N, C_in, H, W).
     """
-    a = _wide(x) if norm is None else _activated(x, norm)
-    y = F.conv2d(a, weight.to(a.dtype), None, stride, weight.shape[2] // 2, groups=x.shape[1])
+    given = _expanded(x, expand)
+    a = _wide(given) if norm is None else _activated(given, norm)
+    y = F.conv2d(a, weight.to(a.dtype), None, stride, weight.shape[2] // 2, groups=a.shape[1])
     return y.to(x.dtype), _moments(y, statistics)
 
 
@@ -100,20 +104,30 @@ def project_weight_backward(
 
 
 def depthwise_backward(
-    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm | None, stride: int
+    d: Tensor,
+    y: Tensor,
+    after: NormBackward,
+    weight: Tensor,
+    x: Tensor,
+    norm: Norm | None,
+    stride: int,
+    expand: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """B4: of the gradient of what follows y's norm: dz, that of norm(x), or of x without a norm; that of the weight;
-    and the sums (2, C) of dz and dz xhat (dz x). d: (N, C, H', W'), of the weighted sum of a channel's maps.
+    and the sums (2, C) of dz and dz xhat (dz x). d: (N, C, H', W'), of the weighted sum of a channel's maps. expand: as
+    in `depthwise`.
     """
-    splits = y.shape[1] // x.shape[1]
+    given = _expanded(x, expand)
+    channels = given.shape[1]
+    splits = y.shape[1] // channels
     dy = _gradient(d if splits == 1 else d.repeat_interleave(splits, 1), y, after)
-    a = _wide(x) if norm is None else _activated(x, norm)
+    a = _wide(given) if norm is None else _activated(given, norm)
     padding = [weight.shape[2] // 2] * 2
     da, dweight, _ = torch.ops.aten.convolution_backward(
-        dy, a, weight.to(a.dtype), None, [stride] * 2, padding, [1, 1], False, [0, 0], x.shape[1], [True, True, False]
+        dy, a, weight.to(a.dtype), None, [stride] * 2, padding, [1, 1], False, [0, 0], channels, [True, True, False]
     )
-    dz = da if norm is None else da * _slope(x, norm)
-    xhat = _wide(x) if norm is None else _standardised(x, norm)
+    dz = da if norm is None else da * _slope(given, norm)
+    xhat = _wide(given) if norm is None else _standardised(given, norm)
     return dz.to(x.dtype), dweight, torch.stack([dz.sum((0, 2, 3)), (dz * xhat).sum((0, 2, 3))])
 
 
@@ -126,6 +140,27 @@ def expand_backward(d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, r
 def expand_weight_backward(d: Tensor, y: Tensor, after: NormBackward, x: Tensor) -> Tensor:
     """B5: the gradient of `expand`'s weight, (C', C, 1, 1)."""
     return _outer(_gradient(d, y, after).to(x.dtype), x)
+
+
+def gram(left: Tensor, left_centre: Tensor | None, right: Tensor, right_centre: Tensor | None) -> Tensor:
+    """Sums over pixels of (left - left_centre) (right - right_centre)^T, (C, C'), each difference in left's dtype."""
+
+    def centred(x: Tensor, centre: Tensor | None) -> Tensor:
+        return x if centre is None else (_wide(x) - _by_channel(centre)).to(x.dtype)
+
+    return _outer(centred(left, left_centre), centred(right, right_centre))[:, :, 0, 0]
+
+
+def expanded_backward(
+    dz: Tensor, x: Tensor, centre: Tensor, weight: Tensor, level: Tensor, residual: Tensor | None
+) -> Tensor:
+    """B5 where the expansion is not kept: weight (dz, x - centre) + level + residual, a tensor like x.
+
+    weight: (C_in, C + C_in), its columns in that order.
+    """
+    both = torch.cat([_wide(dz), (_wide(x) - _by_channel(centre)).to(x.dtype).to(centre.dtype)], 1)
+    dx = F.conv2d(both, _wide(weight.to(x.dtype))[:, :, None, None]) + _by_channel(level)
+    return (dx if residual is None else dx + residual).to(x.dtype)
 
 
 def norm_act(x: Tensor, norm: Norm, gate: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -142,6 +177,10 @@ def norm_act_backward_sums(d: Tensor, x: Tensor, norm: Norm, gate: Tensor | None
 
 def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _expanded(x: Tensor, expand: Tensor | None) -> Tensor:
+    return x if expand is None else F.conv2d(_wide(x), _wide(expand.to(x.dtype)))
 
 
 def _by_channel(values: Tensor) -> Tensor:

@@ -107,6 +107,11 @@ def test_depthwise(steps: Any, kernel: int, stride: int, dtype: torch.dtype) -> 
         d = draw.images(n, c, *y.shape[2:], mean=0.0)
         after = draw.backward(y, act, ("none", "images", "channels")[i % 3], sums=i != 3)
         check(steps, "depthwise_backward", dtype, d, y, after, weight, x, norm, stride)
+        if norm is not None:
+            inputs = (8, 40, 24, 16, 8, 72, 8)[i]  # more and fewer than a panel's terms
+            x, expand = draw.images(n, inputs, h, w), (draw(c, inputs, 1, 1) / math.sqrt(inputs)).to(dtype).float()
+            check(steps, "depthwise", dtype, x, norm, weight, stride, True, expand)
+            check(steps, "depthwise_backward", dtype, d, y, after, weight, x, norm, stride, expand)
 
 
 # --- products: fewer rows, columns and terms than a tile, and tails of each ---
@@ -135,6 +140,12 @@ def test_products(steps: Any, n: int, h: int, w: int, channels: int, mid: int, o
         of_first = draw.backward(y1, "identity", "none", sums=gate is None)
         check(steps, "expand_backward", dtype, y2, y1, of_first, first, None if gate is None else x)
         check(steps, "expand_weight_backward", dtype, y2, y1, of_first, x)
+        centre = draw(channels)
+        check(steps, "gram", dtype, x, centre, x, centre)
+        check(steps, "gram", dtype, y1, None, x, centre)
+        weight = draw(channels, mid + channels) / math.sqrt(mid + channels)
+        residual = None if gate is None else x
+        check(steps, "expanded_backward", dtype, y1, x, centre, weight, draw(channels), residual)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

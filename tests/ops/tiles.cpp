@@ -44,6 +44,8 @@ STEP_WITH_SCRATCH(ProjectBackward)
 STEP_WITH_SCRATCH(ProjectWeightBackward)
 STEP_WITH_SCRATCH(DepthwiseBackward)
 STEP(ExpandBackward)
+STEP_WITH_SCRATCH(Gram)
+STEP(ExpandedBackward)
 STEP_WITH_SCRATCH(ExpandWeightBackward)
 
 // Numbers of 16 bits to float32 and back: type is 1 for bf16, 2 for fp16.

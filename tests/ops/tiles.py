@@ -60,11 +60,13 @@ BACKWARD = structure(("norm", NORM), ("gate", GATE), *pointers("dpool", "sums"),
 STATISTICS = structure(*pointers("mean", "var"))
 PIXELS = structure(*ints("groups", "rows"))
 SHAPE = structure(*ints("n", "channels", "h", "w", "kernel", "stride", "splits"))
+EXPANSION = structure(*pointers("weight"), *ints("in"))
 OF_PIXELS = [("pixels", PIXELS), *ints("in", "out")]
 STEPS = {
     "Expand": [*OF_PIXELS, *pointers("x", "weight", "y"), ("statistics", STATISTICS), *pointers("scratch")],
     "Depthwise": [
-        *(("shape", SHAPE), ("norm", NORM), *pointers("x", "weight", "y"), ("statistics", STATISTICS)),
+        *(("shape", SHAPE), ("expansion", EXPANSION), ("norm", NORM), *pointers("x", "weight", "y")),
+        *(("statistics", STATISTICS),),
         *pointers("scratch"),
     ],
     "Pooled": [("pixels", PIXELS), *ints("channels"), *pointers("x"), ("norm", NORM), *pointers("pooled")],
@@ -82,8 +84,23 @@ STEPS = {
         *pointers("dweight", "scratch"),
     ],
     "DepthwiseBackward": [
-        *(("shape", SHAPE), *pointers("d", "y"), ("after", BACKWARD), *pointers("weight", "x"), ("norm", NORM)),
+        *(
+            ("shape", SHAPE),
+            ("expansion", EXPANSION),
+            *pointers("d", "y"),
+            ("after", BACKWARD),
+            *pointers("weight", "x"),
+            ("norm", NORM),
+        ),
         *pointers("dz", "dweight", "sums", "scratch"),
+    ],
+    "Gram": [
+        *(("pixels", PIXELS), *ints("left_columns", "right_columns")),
+        *pointers("left", "left_centre", "right", "right_centre", "sums", "scratch"),
+    ],
+    "ExpandedBackward": [
+        *OF_PIXELS,
+        *pointers("dz", "x", "centre", "weight", "level", "residual", "dx"),
     ],
     "ExpandBackward": [
         *(*OF_PIXELS, *pointers("d", "y"), ("after", BACKWARD), *pointers("weight", "residual", "dx")),
@@ -158,17 +175,21 @@ def expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Statist
     return y, found
 
 
-def _shape(x: Tensor, weight: Tensor, stride: int) -> Any:
+def _shape(x: Tensor, weight: Tensor, stride: int, expand: Tensor | None) -> dict[str, Any]:
     n, c, h, w = x.shape
-    return SHAPE(n, c, h, w, weight.shape[2], stride, len(weight) // c)
+    channels = c if expand is None else len(expand)
+    shape = SHAPE(n, channels, h, w, weight.shape[2], stride, len(weight) // channels)
+    return {"shape": shape, "expansion": EXPANSION(address(expand), c)}
 
 
-def depthwise(x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool) -> tuple[Tensor, Statistics]:
+def depthwise(
+    x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool, expand: Tensor | None = None
+) -> tuple[Tensor, Statistics]:
     n, _, h, w = x.shape
     y = blank(n, len(weight), (h - 1) // stride + 1, (w - 1) // stride + 1, dtype=x.dtype)
     own, found = _written(len(weight), statistics)
-    shape = _shape(x, weight, stride)
-    run("Depthwise", x, shape=shape, norm=norm_of(norm), x=x, weight=weight, y=y, statistics=own)
+    shape = _shape(x, weight, stride, expand)
+    run("Depthwise", x, **shape, norm=norm_of(norm), x=x, weight=weight, y=y, statistics=own)
     return y, found
 
 
@@ -213,12 +234,46 @@ def project_weight_backward(
 
 
 def depthwise_backward(
-    d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, x: Tensor, norm: Norm | None, stride: int
+    d: Tensor,
+    y: Tensor,
+    after: NormBackward,
+    weight: Tensor,
+    x: Tensor,
+    norm: Norm | None,
+    stride: int,
+    expand: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dz, dweight, sums = blank(*x.shape, dtype=x.dtype), torch.full_like(weight, torch.nan), blank(2, x.shape[1])
-    shared = {"shape": _shape(x, weight, stride), "d": d, "y": y, "after": backward_of(after), "weight": weight, "x": x}
+    n, c, h, w = x.shape
+    c = c if expand is None else len(expand)
+    dz, dweight, sums = blank(n, c, h, w, dtype=x.dtype), torch.full_like(weight, torch.nan), blank(2, c)
+    shared = {
+        **_shape(x, weight, stride, expand),
+        "d": d,
+        "y": y,
+        "after": backward_of(after),
+        "weight": weight,
+        "x": x,
+    }
     run("DepthwiseBackward", x, **shared, norm=norm_of(norm), dz=dz, dweight=dweight, sums=sums)
     return dz, dweight, sums
+
+
+def gram(left: Tensor, left_centre: Tensor | None, right: Tensor, right_centre: Tensor | None) -> Tensor:
+    sums = blank(left.shape[1], right.shape[1])
+    given = {"left": left, "left_centre": left_centre, "right": right, "right_centre": right_centre}
+    columns = {"left_columns": left.shape[1], "right_columns": right.shape[1]}
+    run("Gram", left, pixels=_pixels(left), **columns, **given, sums=sums)
+    return sums
+
+
+def expanded_backward(
+    dz: Tensor, x: Tensor, centre: Tensor, weight: Tensor, level: Tensor, residual: Tensor | None
+) -> Tensor:
+    dx = blank(*x.shape, dtype=x.dtype)
+    sizes = {"pixels": _pixels(x), "in": dz.shape[1], "out": x.shape[1]}
+    given = {"centre": centre, "weight": weight, "level": level, "residual": residual}
+    run("ExpandedBackward", x, **sizes, dz=dz, x=x, **given, dx=dx)
+    return dx
 
 
 def expand_backward(d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, residual: Tensor | None) -> Tensor:

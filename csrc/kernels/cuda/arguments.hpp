@@ -66,10 +66,18 @@ struct DepthwiseShape {
   int out_w() const { return (w - 1) / stride + 1; }
 };
 
+// A 1x1 convolution whose result is not in memory: x (pixels, in) stands for x weight^T, weight (channels, in), of
+// which its reader makes what it needs. Null: x has the channels itself.
+struct Expansion {
+  const float* weight;
+  int in;
+};
+
 // F2: y = conv(act(norm(x))), weight (maps, kernel, kernel).
 template <class T>
 struct Depthwise {
   DepthwiseShape shape;
+  Expansion expansion;
   Norm norm;
   const T* x;
   const float* weight;
@@ -139,6 +147,7 @@ struct ProjectWeightBackward {
 template <class T>
 struct DepthwiseBackward {
   DepthwiseShape shape;
+  Expansion expansion;
   const T *d, *y;
   NormBackward after;
   const float* weight;
@@ -156,6 +165,30 @@ struct ExpandBackward {
   const T *d, *y;
   NormBackward after;
   const float* weight;
+  const T* residual;
+  T* dx;
+};
+
+// Sums over pixels of left right^T, (left_columns, right_columns), each less its centre, float32 (columns) or null.
+template <class T>
+struct Gram {
+  Pixels pixels;
+  int left_columns, right_columns;
+  const T* left;
+  const float* left_centre;
+  const T* right;
+  const float* right_centre;
+  float *sums, *scratch;
+};
+
+// B5 where y is not in memory, being linear in x: dx = dz weight^T + (x - centre) along^T + level + residual, weight
+// and along beside each other in (out, in + out); residual or null.
+template <class T>
+struct ExpandedBackward {
+  Pixels pixels;
+  int in, out;  // channels of dz, and of x
+  const T *dz, *x;
+  const float *centre, *weight, *level;
   const T* residual;
   T* dx;
 };

@@ -5,6 +5,7 @@
 //     struct Shared;                           // what the threads of a block share
 //     struct Arguments;                        // plain values and pointers
 //     static Grid grid(const Arguments&);
+//     static int bytes(const Arguments&);      // of Shared, from its beginning, that it uses; may be left out: all
 //     PYNAS_DEVICE static void run(const Block<threads>&, Shared&, const Arguments&, Index);
 //   };
 //
@@ -84,10 +85,20 @@ __global__ void __launch_bounds__(Kernel::threads, Kernel::blocks)
               Index{block % wide, block / wide});
 }
 
+template <class Kernel>
+auto bytes_of(const typename Kernel::Arguments& arguments, int) -> decltype(Kernel::bytes(arguments)) {
+  return Kernel::bytes(arguments);
+}
+
+template <class Kernel>
+int bytes_of(const typename Kernel::Arguments&, ...) {
+  return sizeof(typename Kernel::Shared);
+}
+
 // Errors are those of cudaGetLastError.
 template <class Kernel>
 void launch(const typename Kernel::Arguments& arguments, cudaStream_t stream) {
-  constexpr int bytes = sizeof(typename Kernel::Shared);
+  const int bytes = bytes_of<Kernel>(arguments, 0);
   const Grid grid = Kernel::grid(arguments);
   if (grid.x == 0 || grid.y == 0) return;
   if (bytes > 48 << 10)  // of the current device; costs less than a launch

@@ -8,6 +8,7 @@
 // cut by sizes alone, so that results do not depend on the GPU; their sums are added in order.
 #pragma once
 
+#include "expansion.hpp"
 #include "norm.hpp"
 
 namespace pynas::kernels::cuda {
@@ -58,6 +59,10 @@ PYNAS_BOTH Grid grid_of(const Tiles& tiles, int maps) {
   return {(maps + lanes - 1) / lanes, tiles.chunks};
 }
 
+PYNAS_DEVICE void load_channels(Channel* to, const Norm& norm, int first, int channels, int t) {
+  if (t < lanes) to[t] = first + t < channels ? Channel(norm, first + t) : Channel();
+}
+
 // Puts the kernels of maps from `first` on into shared memory, zeros beyond the last. weight: (maps, size).
 template <int size>
 PYNAS_DEVICE void load_kernels(float (*to)[lanes], const float* weight, int first, int maps, int t, int threads) {
@@ -75,12 +80,15 @@ struct Forward {
     float a[halo * halo][lanes];  // of channels, fewer than lanes where each has several maps
     float weight[kernel * kernel][lanes];
     Moments moments[warps][lanes];
+    Channel channel[lanes];
+    typename Expander<T, lanes>::Panels panels;  // there only with an expansion
   };
 
   struct Arguments {
     Shape shape;
+    Expansion expansion;
     Norm norm;
-    const T* x;           // (n, h, w, channels)
+    const T* x;           // (n, h, w, channels), or (n, h, w, in) of an expansion
     const float* weight;  // (maps, kernel, kernel)
     T* y;                 // (n, out_h, out_w, maps)
     float* moments;       // (chunks, 3, maps), or null where nobody asks
@@ -90,6 +98,7 @@ struct Forward {
     return Tiles::of(a.shape.n, a.shape.out_h, a.shape.out_w, side, a.shape.maps());
   }
   static Grid grid(const Arguments& a) { return grid_of(tiles_of(a), a.shape.maps()); }
+  static int bytes(const Arguments& a) { return a.expansion.weight ? sizeof(Shared) : offsetof(Shared, panels); }
 
   PYNAS_DEVICE static void run(const Block<threads>& block, Shared& shared, const Arguments& a, Index at) {
     const Shape& s = a.shape;
@@ -99,12 +108,16 @@ struct Forward {
     block.each([&](int t) {
       made[t] = Shifted{};
       load_kernels<kernel * kernel>(shared.weight, a.weight, first, maps, t, threads);
+      load_channels(shared.channel, a.norm, first >> s.shift, s.channels, t);
     });
     const int64_t begin = static_cast<int64_t>(at.y) * tiles.length;
     const int64_t end = begin + tiles.length < tiles.count ? begin + tiles.length : tiles.count;
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile(tiles, i, side);
-      block.each([&](int t) { fill(shared, a, tile, first, t); });
+      if (a.expansion.weight == nullptr)
+        block.each([&](int t) { fill(shared, a, tile, first, t); });
+      else
+        expand(block, shared, a, tile, first, i > begin);
       block.each([&](int t) { convolve(shared, a, tile, first, t, made[t]); });
     }
     if (a.moments == nullptr) return;
@@ -119,6 +132,22 @@ struct Forward {
       to[maps] = all.mean;
       to[2 * maps] = all.squares;
     });
+  }
+
+  PYNAS_DEVICE static void expand(const Block<threads>& block, Shared& shared, const Arguments& a, const Tile& tile,
+                                  int first, bool loaded) {
+    const Shape& s = a.shape;
+    const auto at = [&](int p) -> int64_t {
+      const int row = tile.row * stride - kernel / 2 + p / halo, column = tile.column * stride - kernel / 2 + p % halo;
+      const bool inside = row >= 0 && row < s.h && column >= 0 && column < s.w;
+      return inside ? (static_cast<int64_t>(tile.image) * s.h + row) * s.w + column : -1;
+    };
+    const auto to = [&](int p, int lane, float value) {
+      shared.a[p][lane] = at(p) < 0 ? 0.0f : activate(a.norm.act, shared.channel[lane](value));
+    };
+    Expander<T, lanes>::run(block, shared.panels, a.expansion, a.x, first >> s.shift, s.channels, halo * halo, loaded,
+                            at, to);
+    block.each([](int) {});
   }
 
   // A thread has the same `vector` channels of every pixel that it loads.
@@ -191,21 +220,25 @@ struct Backward {
     float dy[halo * halo][lanes];
     float weight[kernel * kernel][lanes];
     float sums[warps][lanes];
+    float x[side * side][lanes];  // this and what follows: there only with an expansion
+    typename Expander<T, lanes>::Panels panels;
   };
 
   struct Arguments {
     Shape shape;
+    Expansion expansion;
     Norm norm;
     NormBackward after;
     const T *x, *y, *d;
     const float* weight;
-    T* dz;           // as x
+    T* dz;           // (n, h, w, channels)
     float* partial;  // (chunks, kernel^2 + 2, maps): gradients of the weights, sums of dz and of dz (x - mean), which
                      // a channel's first map has, the others zeros
   };
 
   static Tiles tiles_of(const Arguments& a) { return Tiles::of(a.shape.n, a.shape.h, a.shape.w, side, a.shape.maps()); }
   static Grid grid(const Arguments& a) { return grid_of(tiles_of(a), a.shape.maps()); }
+  static int bytes(const Arguments& a) { return a.expansion.weight ? sizeof(Shared) : offsetof(Shared, x); }
 
   struct Sums {
     float weight[kernel * kernel], total, along;
@@ -230,6 +263,7 @@ struct Backward {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile(tiles, i, side);
       block.each([&](int t) { fill(shared, a, tile, first, t); });
+      if (a.expansion.weight != nullptr) expand(block, shared, a, tile, first, i > begin);
       PYNAS_ROLLED
       for (int unit = 0; unit < side * side / strip; unit += warps) {
         PerThread<Strip, threads> made;
@@ -291,6 +325,19 @@ struct Backward {
     }
   }
 
+  PYNAS_DEVICE static void expand(const Block<threads>& block, Shared& shared, const Arguments& a, const Tile& tile,
+                                  int first, bool loaded) {
+    const Shape& s = a.shape;
+    const auto at = [&](int p) -> int64_t {
+      const int row = tile.row + p / side, column = tile.column + p % side;
+      return row < s.h && column < s.w ? (static_cast<int64_t>(tile.image) * s.h + row) * s.w + column : -1;
+    };
+    const auto to = [&](int p, int lane, float value) { shared.x[p][lane] = value; };
+    Expander<T, lanes>::run(block, shared.panels, a.expansion, a.x, first >> s.shift, s.channels, side * side, loaded,
+                            at, to);
+    block.each([](int) {});
+  }
+
   // d's numbers of the maps from `at` on, as many for each channel as it has maps.
   PYNAS_DEVICE static Vector<T, vector> load_repeated(const T* d, int64_t at, int shift) {
     if (shift == 0) return load<vector>(d + at);
@@ -316,7 +363,10 @@ struct Backward {
     float act[strip];
     PYNAS_UNROLL
     for (int j = 0; j < strip; ++j) {
-      const float x = j < made.real ? value_of(a.x[made.at + static_cast<int64_t>(j) * s.channels]) : 0.0f;
+      float x = 0.0f;
+      if (j < made.real)
+        x = a.expansion.weight != nullptr ? shared.x[r * side + q + j][lane >> s.shift]
+                                          : value_of(a.x[made.at + static_cast<int64_t>(j) * s.channels]);
       made.centred[j] = x - channel.mean;
       act[j] = j < made.real ? activate(a.norm.act, channel(x)) : 0.0f;
     }

@@ -42,25 +42,54 @@ struct RowTiles {
 
 // --- sources: values of row and column as the product takes them ---
 
-// x itself.
+// x itself, or less a centre.
 template <class T>
 struct Plain {
   struct Arguments {
     const T* x;
+    const float* centre;  // (columns) or null
   };
   template <int n>
   struct Raw {
     Vector<T, n> x;
   };
-  struct Table {};  // what a column needs
-  PYNAS_DEVICE static Table table(const Arguments&, int, int) { return {}; }
+  struct Table {  // what a column needs
+    float centre;
+  };
+  PYNAS_DEVICE static Table table(const Arguments& a, int c, int) { return {a.centre == nullptr ? 0.0f : a.centre[c]}; }
   template <int n>
-  PYNAS_DEVICE static Raw<n> fetch(const Arguments& a, int64_t at) {
-    return {load<n>(a.x + at)};
+  PYNAS_DEVICE static Raw<n> fetch(const Arguments& a, int64_t row, int c, int columns) {
+    return {load<n>(a.x + row * columns + c)};
   }
   template <int n>
-  PYNAS_DEVICE static float value(const Arguments&, const Raw<n>& raw, int v, const Table&, int, int64_t) {
-    return raw.x[v];
+  PYNAS_DEVICE static float value(const Arguments&, const Raw<n>& raw, int v, const Table& table, int64_t, int64_t) {
+    return raw.x[v] - table.centre;
+  }
+};
+
+// left, and beside it right less its centre.
+template <class T>
+struct Beside {
+  struct Arguments {
+    const T *left, *right;
+    const float* centre;
+    int left_columns;
+  };
+  template <int n>
+  using Raw = typename Plain<T>::template Raw<n>;
+  typedef typename Plain<T>::Table Table;
+  PYNAS_DEVICE static Table table(const Arguments& a, int c, int) {
+    return {c < a.left_columns ? 0.0f : a.centre[c - a.left_columns]};
+  }
+  template <int n>
+  PYNAS_DEVICE static Raw<n> fetch(const Arguments& a, int64_t row, int c, int columns) {
+    const int right = c - a.left_columns;
+    return {
+        load<n>(right < 0 ? a.left + row * a.left_columns + c : a.right + row * (columns - a.left_columns) + right)};
+  }
+  template <int n>
+  PYNAS_DEVICE static float value(const Arguments&, const Raw<n>& raw, int v, const Table& table, int64_t, int64_t) {
+    return raw.x[v] - table.centre;
   }
 };
 
@@ -77,8 +106,8 @@ struct Normalised {
   typedef Channel Table;
   PYNAS_DEVICE static Table table(const Arguments& a, int c, int) { return Channel(a.norm, c); }
   template <int n>
-  PYNAS_DEVICE static Raw<n> fetch(const Arguments& a, int64_t at) {
-    return {load<n>(a.x + at)};
+  PYNAS_DEVICE static Raw<n> fetch(const Arguments& a, int64_t row, int c, int columns) {
+    return {load<n>(a.x + row * columns + c)};
   }
   template <int n>
   PYNAS_DEVICE static float value(const Arguments& a, const Raw<n>& raw, int v, const Table& channel, int64_t group,
@@ -104,8 +133,8 @@ struct Backward {
     return ChannelBackward(a.of, c, channels);
   }
   template <int n>
-  PYNAS_DEVICE static Raw<n> fetch(const Arguments& a, int64_t at) {
-    return {load<n>(a.d + at), load<n>(a.y + at)};
+  PYNAS_DEVICE static Raw<n> fetch(const Arguments& a, int64_t row, int c, int columns) {
+    return {load<n>(a.d + row * columns + c), load<n>(a.y + row * columns + c)};
   }
   template <int n>
   PYNAS_DEVICE static float value(const Arguments& a, const Raw<n>& raw, int v, const Table& channel, int64_t group,
@@ -208,25 +237,29 @@ struct WithGateSums {
   }
 };
 
-// Stored with the residual's gradient added to it, if there is one.
+// Stored with a level of each column and the residual's gradient added to it, if there are some.
 template <class T>
 struct Added {
   static constexpr bool by_group = false;
   static constexpr int parts = 0, made = 0;
   struct Arguments {
     T* y;
-    const T* residual;  // or null
+    const T* residual;   // or null
+    const float* level;  // (columns) or null
   };
-  struct Table {};
-  PYNAS_DEVICE static Table table(const Arguments&, int) { return {}; }
+  struct Table {
+    float level;
+  };
+  PYNAS_DEVICE static Table table(const Arguments& a, int c) { return {a.level == nullptr ? 0.0f : a.level[c]}; }
 
   template <int n>
   PYNAS_DEVICE static void row(const Arguments& a, float (&)[1][n], const float (&values)[n], int64_t at,
-                               const Table*) {
+                               const Table* table) {
     Vector<T, n> vector, other{};
     if (a.residual != nullptr) other = load<n>(a.residual + at);
     PYNAS_UNROLL
-    for (int v = 0; v < n; ++v) put(&vector.values[v], values[v] + (a.residual == nullptr ? 0.0f : other[v]));
+    for (int v = 0; v < n; ++v)
+      put(&vector.values[v], values[v] + table[v].level + (a.residual == nullptr ? 0.0f : other[v]));
     store<n>(a.y + at, vector);
   }
 
@@ -352,8 +385,7 @@ struct Product {
     PYNAS_UNROLL
     for (int p = 0; p < passes; ++p) {
       const int row = from + p * high_in + t / wide_in;
-      if (at < a.in && row < to)
-        read.raw[p] = Source::template fetch<n_in>(a.source, static_cast<int64_t>(row) * a.in + at);
+      if (at < a.in && row < to) read.raw[p] = Source::template fetch<n_in>(a.source, row, at, a.in);
     }
   }
 
@@ -418,7 +450,7 @@ struct OuterProduct {
         const int row = from + r, group = row / rows_of_group;
         const bool real = c < columns && row < to;
         typename Source::template Raw<n> raw{};
-        if (real) raw = Source::template fetch<n>(a, static_cast<int64_t>(row) * columns + c);
+        if (real) raw = Source::template fetch<n>(a, row, c, columns);
         PYNAS_UNROLL
         for (int v = 0; v < n; ++v)
           put(&vector.values[v], real ? Source::template value<n>(a, raw, v, table[lane + v], group,

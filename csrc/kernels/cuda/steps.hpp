@@ -65,7 +65,7 @@ void run_step(const Run& run, const Depthwise<T>& of) {
   with_depthwise(s, s.out_h() <= 8 && s.out_w() <= 8, [&](auto kernel, auto stride, auto side) {
     typedef depthwise::Forward<T, kernel.value, stride.value, side.value> Kernel;
     float* const moments = of.statistics.mean == nullptr ? nullptr : of.scratch;
-    const typename Kernel::Arguments a{shape_of(s), of.norm, of.x, of.weight, of.y, moments};
+    const typename Kernel::Arguments a{shape_of(s), of.expansion, of.norm, of.x, of.weight, of.y, moments};
     chunks = Kernel::tiles_of(a).chunks;
     run.template operator()<Kernel>(a);
   });
@@ -79,7 +79,8 @@ void run_step(const Run& run, const DepthwiseBackward<T>& of) {
   with_depthwise(s, s.h <= 8 && s.w <= 8, [&](auto kernel, auto stride, auto side) {
     constexpr int of_x = stride.value == 2 ? 16 : side.value;
     typedef depthwise::Backward<T, kernel.value, stride.value, of_x> Kernel;
-    const typename Kernel::Arguments a{shape_of(s), of.norm, of.after, of.x, of.y, of.d, of.weight, of.dz, of.scratch};
+    const typename Kernel::Arguments a{shape_of(s), of.expansion, of.norm,   of.after, of.x,
+                                       of.y,        of.d,         of.weight, of.dz,    of.scratch};
     chunks = Kernel::tiles_of(a).chunks;
     run.template operator()<Kernel>(a);
   });
@@ -125,6 +126,11 @@ int64_t scratch_of(const ProjectWeightBackward<T>& of) {
 }
 
 template <class T>
+int64_t scratch_of(const Gram<T>& of) {
+  return outer_scratch(of.pixels, of.left_columns, of.right_columns);
+}
+
+template <class T>
 int64_t scratch_of(const ExpandWeightBackward<T>& of) {
   return outer_scratch(of.pixels, of.out, of.in);
 }
@@ -153,8 +159,8 @@ void run_outer(const Run& run, Pixels pixels, int left_columns, int right_column
 template <class T, class Run>
 void run_step(const Run& run, const Expand<T>& of) {
   float* const partial = of.statistics.mean == nullptr ? nullptr : of.scratch;
-  const int chunks = run_product<T, product::Plain<T>, product::WithMoments<T>>(run, of.pixels, of.in, of.out, {of.x},
-                                                                                of.weight, false, {of.y}, partial);
+  const int chunks = run_product<T, product::Plain<T>, product::WithMoments<T>>(
+      run, of.pixels, of.in, of.out, {of.x, nullptr}, of.weight, false, {of.y}, partial);
   run_moments(run, of.scratch, chunks, of.out, of.statistics);
 }
 
@@ -178,7 +184,7 @@ void run_step(const Run& run, const ProjectBackward<T>& of) {
 template <class T, class Run>
 void run_step(const Run& run, const ExpandBackward<T>& of) {
   run_product<T, product::Backward<T>, product::Added<T>>(run, of.pixels, of.out, of.in, {of.d, of.y, of.after},
-                                                          of.weight, true, {of.dx, of.residual}, nullptr);
+                                                          of.weight, true, {of.dx, of.residual, nullptr}, nullptr);
 }
 
 template <class T, class Run>
@@ -188,9 +194,23 @@ void run_step(const Run& run, const ProjectWeightBackward<T>& of) {
 }
 
 template <class T, class Run>
+void run_step(const Run& run, const Gram<T>& of) {
+  run_outer<T, product::Plain<T>, product::Plain<T>>(run, of.pixels, of.left_columns, of.right_columns,
+                                                     {of.left, of.left_centre}, {of.right, of.right_centre}, of.scratch,
+                                                     of.sums);
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const ExpandedBackward<T>& of) {
+  run_product<T, product::Beside<T>, product::Added<T>>(run, of.pixels, of.in + of.out, of.out,
+                                                        {of.dz, of.x, of.centre, of.in}, of.weight, false,
+                                                        {of.dx, of.residual, of.level}, nullptr);
+}
+
+template <class T, class Run>
 void run_step(const Run& run, const ExpandWeightBackward<T>& of) {
-  run_outer<T, product::Backward<T>, product::Plain<T>>(run, of.pixels, of.out, of.in, {of.d, of.y, of.after}, {of.x},
-                                                        of.scratch, of.dweight);
+  run_outer<T, product::Backward<T>, product::Plain<T>>(run, of.pixels, of.out, of.in, {of.d, of.y, of.after},
+                                                        {of.x, nullptr}, of.scratch, of.dweight);
 }
 
 }  // namespace pynas::kernels::cuda
