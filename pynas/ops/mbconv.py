@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pynas.errors import PynasError
-from pynas.ops import reference_mbconv
+from pynas.ops import mbconv_plan, reference_mbconv
 from pynas.ops.gate import GateLayers, check_gate
-from pynas.ops.mbconv_autograd import BlockFunction, Plan
+from pynas.ops.mbconv_autograd import BlockFunction, Static
 from pynas.ops.sync_batch_norm import follow, over_several_ranks
 
 
@@ -49,8 +49,9 @@ def mbconv(
     of all ranks' batches, and follow them. Under autocast x is taken in its dtype. Gradients: of x and of all layers'
     parameters. steps: who computes, `reference_mbconv` by default.
 
-    Saved for backward: x and what the three convolutions give (y1, y2, y3), nothing else of their size. Raises
-    PynasError for convolutions that no step computes, ValueError for a single value a channel in training, as torch.
+    Saved for backward: x and what the three convolutions give (y1, y2, y3), without y1 where `mbconv_plan` has it made
+    anew; nothing else of their size. Raises PynasError for convolutions that no step computes, ValueError for a single
+    value a channel in training, as torch.
     """
     check_layers(layers)
     device = x.device.type
@@ -77,7 +78,7 @@ def _mbconv(x: Tensor, layers: MBConvLayers, residual: bool, keep: Tensor | None
     gate = layers.gate
     if gate is not None:
         weights += [gate.reduce.weight, gate.reduce.bias, gate.expand.weight, gate.expand.bias]
-    plan = Plan(
+    static = Static(
         stride=layers.depthwise.stride[0],
         splits=layers.splits,
         act=layers.act,
@@ -87,9 +88,10 @@ def _mbconv(x: Tensor, layers: MBConvLayers, residual: bool, keep: Tensor | None
         of_batch=of_batch,
         reducers=reducers,
         counts=counts,
+        recomputed=mbconv_plan.plan_for(block_shape(x, layers)) == "recomputed",
         steps=steps,
     )
-    out, *statistics = BlockFunction.apply(x, keep, plan, *running, *weights)
+    out, *statistics = BlockFunction.apply(x, keep, static, *running, *weights)
     found = iter(statistics)
     for norm, own, reducer, count in zip(norms, of_batch, reducers, counts, strict=True):
         if not own or norm is None:
@@ -99,6 +101,14 @@ def _mbconv(x: Tensor, layers: MBConvLayers, residual: bool, keep: Tensor | None
         if norm.training and norm.track_running_stats and norm.running_mean is not None:
             follow(norm, mean, var, values)
     return out
+
+
+def block_shape(x: Tensor, layers: MBConvLayers) -> mbconv_plan.BlockShape:
+    """What `mbconv_plan` chooses by."""
+    depthwise, expanded = layers.depthwise, 0 if layers.expand is None else layers.expand.out_channels
+    channels = (x.shape[1], expanded, depthwise.out_channels, layers.project.out_channels)
+    kernel, stride = depthwise.kernel_size[0], depthwise.stride[0]
+    return mbconv_plan.BlockShape(x.shape[0], *channels, x.shape[2], x.shape[3], kernel, stride, x.element_size())
 
 
 def _counts(x: Tensor, layers: MBConvLayers) -> tuple[int, int, int]:

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pynas.ops import library
+from pynas.ops import library, mbconv_recompute
+from pynas.ops.batch_norm_kernels import statistics_dtype
 from pynas.ops.gate import Gate, gate_backward, gate_forward
 from pynas.ops.reduce import Reducer
 from pynas.ops.reference_mbconv import Norm, NormBackward
 from pynas.ops.sync_batch_norm import over_ranks
 
 
-class Plan(NamedTuple):
+class Static(NamedTuple):
     """What of a block is no tensor. Of three: norms 1 to 3, the first of which need not be there."""
 
     stride: int
@@ -35,6 +36,8 @@ class Plan(NamedTuple):
     """Whom statistics of the batch are shared with."""
     counts: tuple[int, ...]
     """Values of a channel on this rank."""
+    recomputed: bool
+    """Whether y1 is made anew where it is read (`mbconv_recompute`)."""
     steps: ModuleType
     """`reference_mbconv`, or who computes its functions otherwise."""
 
@@ -52,48 +55,57 @@ class BlockFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, keep: Tensor | None, plan: Plan, *given: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, keep: Tensor | None, plan: Static, *given: Any) -> tuple[Tensor, ...]:
         running, (w1, w2, w3), affine, of_gate = given[:6], given[6:9], given[9:15], given[15:]
         steps = plan.steps
         norms: list[Norm | None] = [None] * 3
         made: list[Tensor] = []
         counts: list[Tensor | None] = [None] * 3
 
-        def normed(i: int, local: Any, y: Tensor) -> Norm:
+        def normed(i: int, local: Any, channels: int) -> Norm:
             mean, var = running[2 * i : 2 * i + 2] if local is None else local
             reducer = plan.reducers[i]
             if local is not None and reducer is not None:
-                mean, var, counts[i] = over_ranks(local if plan.counts[i] else None, y, reducer)
+                mean, var, counts[i] = over_ranks(
+                    local if plan.counts[i] else None, plan.counts[i], channels, x, reducer
+                )
             if local is not None:
                 made.extend(value for value in (mean, var, counts[i]) if value is not None)
             norm = Norm(mean, var, affine[2 * i], affine[2 * i + 1], plan.eps[i], plan.acts[i])
             norms[i] = norm
             return norm
 
-        y1, first = None, None
-        if w1 is not None:
+        y1, first, of_x, anew = None, None, None, w1 if plan.recomputed else None
+        if anew is not None:
+            wide = statistics_dtype(x)
+            of_x = mbconv_recompute.moments(steps, x, wide) if plan.of_batch[0] else None
+            weight = mbconv_recompute.rounded(w1, x, wide)
+            first = normed(0, None if of_x is None else mbconv_recompute.statistics(of_x, weight), weight.shape[0])
+        elif w1 is not None:
             y1, local = steps.expand(x, w1, plan.of_batch[0])
-            first = normed(0, local, y1)
-        y2, local = steps.depthwise(x if y1 is None else y1, first, w2, plan.stride, plan.of_batch[1])
-        second = normed(1, local, y2)
+            first = normed(0, local, len(w1))
+        y2, local = steps.depthwise(x if y1 is None else y1, first, w2, plan.stride, plan.of_batch[1], anew)
+        second = normed(1, local, len(w2))
         gate = None if plan.gate is None else gate_forward(steps.pooled(y2, second), of_gate, *plan.gate, plan.splits)
         repeated = _repeated(w3, plan.splits)
         y3, local = steps.project(y2, second, None if gate is None else gate.gate, repeated, plan.of_batch[2])
-        third = normed(2, local, y3)
+        third = normed(2, local, len(w3))
         kept = None if keep is None else keep.to(third.mean.dtype).view(-1, 1)
         saved = [value for norm in norms for value in ((None, None) if norm is None else norm[:2])]
         ctx.plan = plan
-        ctx.save_for_backward(x, y1, y2, y3, kept, w1, w2, w3, *affine, *saved, *counts, *of_gate, *(gate or ()))
+        ctx.save_for_backward(
+            x, y1, y2, y3, kept, w1, w2, w3, *affine, *saved, *counts, *(of_x or (None, None)), *of_gate, *(gate or ())
+        )
         ctx.mark_non_differentiable(*made)
         return steps.norm_act(y3, third, kept, x if plan.residual else None), *made
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        plan: Plan = ctx.plan
+        plan: Static = ctx.plan
         x, y1, y2, y3, kept, w1, w2, w3, *rest = ctx.saved_tensors
-        affine, saved, counts, of_gate = rest[:6], rest[6:12], rest[12:15], rest[15:19]
-        gate = Gate(*rest[19:]) if plan.gate is not None else None
+        affine, saved, counts, of_x, of_gate = rest[:6], rest[6:12], rest[12:15], rest[15:17], rest[17:21]
+        gate = Gate(*rest[21:]) if plan.gate is not None else None
         steps, act = plan.steps, plan.act
         norms: list[Any] = [
             Norm(saved[2 * i], saved[2 * i + 1], affine[2 * i], affine[2 * i + 1], plan.eps[i], plan.acts[i])
@@ -131,12 +143,18 @@ class BlockFunction(torch.autograd.Function):
             # With a' = act'(z): dz = (da gate + dpool) a', whose sums are those of da a' and a' times gate and dpool.
             sums2 = (of_images[1::2] * multiplier + of_images[2::2] * dpool).sum(1)
         second = after(1, sums2, act, multiplier, dpool)
-        first_norm = None if y1 is None else norms[0]
-        dz, dw2, sums1 = steps.depthwise_backward(da, y2, second, w2, x if y1 is None else y1, first_norm, plan.stride)
+        first_norm, anew = None if w1 is None else norms[0], w1 if plan.recomputed else None
+        given = x if y1 is None else y1
+        dz, dw2, sums1 = steps.depthwise_backward(da, y2, second, w2, given, first_norm, plan.stride, anew)
         residual = dout if plan.residual else None
         daffine: list[Tensor | None] = [None, None]
-        if y1 is None:
+        if w1 is None:
             dx, dw1 = dz if residual is None else dz + residual, None
+        elif plan.recomputed:
+            of = mbconv_recompute.Moments(*of_x) if plan.of_batch[0] else None
+            first = after(0, sums1, "identity")
+            dx, dw1 = mbconv_recompute.backward(steps, dz, sums1[0], first, x, w1, of, residual)
+            daffine = [sums1[1], sums1[0]]
         else:
             first = after(0, sums1, "identity")
             dx = steps.expand_backward(dz, y1, first, w1, residual) if ctx.needs_input_grad[0] else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from itertools import product
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from pynas.ops import library, mbconv_kernels, reference_mbconv
+from pynas.ops import library, mbconv_kernels, mbconv_plan, reference_mbconv
 from pynas.ops.batch_norm_kernels import statistics_dtype
 from pynas.ops.gate import GateLayers
 from pynas.ops.mbconv import MBConvLayers, mbconv
@@ -81,10 +82,11 @@ def _tried(index: int, dtype: torch.dtype) -> bool:
 
 
 def trial(steps: ModuleType, device: torch.device, dtype: torch.dtype) -> str:
-    """What is wrong with the steps, by two small blocks forward and backward against `reference_mbconv` in float32;
+    """What is wrong with the steps, by small blocks forward and backward against `reference_mbconv` in float32;
     empty where nothing is."""
-    for kernel, stride, splits in ((3, 1, 1), (5, 2, 2)):
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    for (kernel, stride, splits), plan in product(((3, 1, 1), (5, 2, 2)), mbconv_plan.PLANS):
+        plain = torch.autocast(device.type, enabled=False)
+        with torch.inference_mode(False), torch.enable_grad(), plain, mbconv_plan.using(plan):
             x, layers = _small_block(kernel, stride, splits)
             x = x.to(device, dtype, memory_format=torch.channels_last)
             try:

@@ -115,7 +115,7 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n = x.numel() // x.shape[1]
         x = _dense(x) if n else x
-        mean, variance, count = over_ranks(local_statistics(x) if n else None, x, reducer)
+        mean, variance, count = over_ranks(local_statistics(x) if n else None, n, x.shape[1], x, reducer)
         output = normalise(x, mean, variance, eps, weight, bias) if n else torch.empty_like(x)
         ctx.save_for_backward(x, weight, mean, variance, count)
         ctx.reducer, ctx.eps, ctx.bias_dtype = reducer, eps, None if bias is None else bias.dtype
@@ -148,18 +148,18 @@ class _Normalise(torch.autograd.Function):
         return x_gradient, weight_gradient, bias_gradient, None, None
 
 
-def over_ranks(local: tuple[Tensor, Tensor] | None, x: Tensor, reducer: Reducer) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of each channel of all ranks' x, (C,) each, and how many values a channel, float64 ().
+def over_ranks(
+    local: tuple[Tensor, Tensor] | None, n: int, channels: int, like: Tensor, reducer: Reducer
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of each channel over all ranks, (C,) each, and how many values a channel, float64 ().
 
-    local: those of this rank's x, (N, C, ...), or None where it is empty. What the ranks add up is
-    [n mean, n (variance + mean^2), n] in float64. Summing squares is safe there: the mean's square costs
+    local: those of this rank's n values a channel, or None for n = 0. like: activations of their kind. What the ranks
+    add up is [n mean, n (variance + mean^2), n] in float64. Summing squares is safe there: the mean's square costs
     (mean / deviation)^2 / 2^53 of the variance, which for values of fp32 is below what their own rounding leaves of it.
     So no shift has to be agreed on, and no second exchange is needed for one. Each rank's own mean and variance come
     from a kernel that subtracts the mean first. Raises ValueError for a single value in all, on a CPU.
     """
-    channels = x.shape[1]
-    n = x.numel() // channels
-    packed = torch.empty(2 * channels + 1, dtype=torch.float64, device=x.device)
+    packed = torch.empty(2 * channels + 1, dtype=torch.float64, device=like.device)
     moments, count = packed[:-1].view(2, channels), packed[-1]
     count.fill_(n)
     if local is not None:
@@ -169,11 +169,11 @@ def over_ranks(local: tuple[Tensor, Tensor] | None, x: Tensor, reducer: Reducer)
     else:
         moments.zero_()
     reducer.all_reduce(packed)
-    if x.device.type == "cpu" and count == 1.0:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
+    if like.device.type == "cpu" and count == 1.0:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {like.size()}")
     moments.div_(count.clamp(min=1.0))
     moments[1].addcmul_(moments[0], moments[0], value=-1.0).clamp_(min=0.0)
-    mean, variance = moments.to(statistics_dtype(x))
+    mean, variance = moments.to(statistics_dtype(like))
     return mean, variance, count
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,16 +15,16 @@ from norms import check_errors, images
 from torch import Tensor, nn
 
 from pynas.errors import PynasError
-from pynas.ops import available, mbconv_kernels, reference_mbconv
+from pynas.ops import available, mbconv_kernels, mbconv_plan, reference_mbconv
 from pynas.ops.gate import GateLayers
-from pynas.ops.mbconv import MBConvLayers, mbconv
+from pynas.ops.mbconv import MBConvLayers, block_shape, mbconv
 from pynas.ops.reference_batch_norm import activation
 
 LAST = torch.channels_last
 has_gpu = available() and torch.cuda.is_available() and torch.ops.pynas.has_cuda()
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu, reason="no GPU here, or a library without CUDA kernels")]
 STEPS = ("expand", "depthwise", "pooled", "project", "project_backward", "project_weight_backward")
-STEPS += ("depthwise_backward", "expand_backward", "expand_weight_backward")
+STEPS += ("depthwise_backward", "expand_backward", "expand_weight_backward", "gram", "expanded_backward")
 EMULATED: Any = SimpleNamespace(**{**vars(reference_mbconv), **{name: getattr(tiles, name) for name in STEPS}})
 """The GPU's kernels where the block's steps have some; batch-norm's own passes in torch."""
 
@@ -110,6 +111,13 @@ def given(case: str, dtype: torch.dtype, training: bool, dropped: bool) -> tuple
     return block, x, keep
 
 
+@pytest.fixture(params=mbconv_plan.PLANS, autouse=True)
+def plan(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test with y1 kept, and with y1 made anew."""
+    with mbconv_plan.using(request.param):
+        yield request.param
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_plan_is_the_layers_in_float64(case: str, training: bool) -> None:
@@ -147,7 +155,7 @@ def test_gradients_that_nobody_needs_are_not_given() -> None:
     assert x.grad is None
 
 
-def test_what_is_kept_for_backward_is_x_and_what_three_convolutions_give() -> None:
+def test_what_is_kept_for_backward_is_x_and_what_three_convolutions_give(plan: Any) -> None:
     block, x, _ = given("gated", torch.float32, True, False)
     kept: dict[int, int] = {}
 
@@ -158,7 +166,10 @@ def test_what_is_kept_for_backward_is_x_and_what_three_convolutions_give() -> No
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         mbconv(x.requires_grad_(), block.layers(), block.residual)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    assert sum(size for size in kept.values() if size >= pixels * 8) == pixels * (8 + 32 + 32 + 8)
+    expanded = 32 if plan == "stored" else 0
+    assert sum(size for size in kept.values() if size >= pixels * 8) == pixels * (8 + expanded + 32 + 8)
+    shape = block_shape(x, block.layers())
+    assert mbconv_plan.saved_activations(shape, plan) == 4 * pixels * (8 + expanded + 32 + 8)
 
 
 def test_layers_that_no_step_computes_are_refused() -> None:

@@ -14,7 +14,7 @@ from reducing import close
 from test_mbconv import EMULATED, Layers, given, results
 from torch import Tensor
 
-from pynas.ops import reference_mbconv
+from pynas.ops import mbconv_plan, reference_mbconv
 from pynas.ops.mbconv import mbconv
 from pynas.ops.reduce import ProcessGroupReducer
 from pynas.ops.sync_batch_norm import SyncBatchNorm, convert_sync_batchnorm
@@ -44,10 +44,11 @@ def share(block: Layers, x: Tensor, keep: Tensor | None, mine: slice, gradient: 
 
 
 @pytest.mark.parametrize("case", ["gated", "radix 4", "not expanded"])
-@pytest.mark.parametrize("kind", ["plan", "kernels"])
-def test_a_split_batch_is_the_whole_batch(kind: str, case: str, tmp_path: Path) -> None:
-    dtype = torch.float64 if kind == "plan" else torch.float32
-    steps = reference_mbconv if kind == "plan" else EMULATED
+@pytest.mark.parametrize("kind", ["steps", "kernels"])
+@pytest.mark.parametrize("plan", mbconv_plan.PLANS)
+def test_a_split_batch_is_the_whole_batch(plan: Any, kind: str, case: str, tmp_path: Path) -> None:
+    dtype = torch.float64 if kind == "steps" else torch.float32
+    steps = reference_mbconv if kind == "steps" else EMULATED
     block, x, keep = given(case, dtype, True, True)
     exact = results(copy.deepcopy(block).double(), x.double(), keep, None)
     gradient = images(exact[0].shape, dtype, seed=9)
@@ -60,8 +61,9 @@ def test_a_split_batch_is_the_whole_batch(kind: str, case: str, tmp_path: Path) 
             found.append(share(copy.deepcopy(block), x, keep, mine, gradient, steps))
         return found
 
-    of_ranks = together(tmp_path / "ranks", 2, work)
-    tolerance = 1e-11 if kind == "plan" else 2e-4
+    with mbconv_plan.using(plan):
+        of_ranks = together(tmp_path / "ranks", 2, work)
+    tolerance = 1e-11 if kind == "steps" else 2e-4
     for rank, splits in enumerate(of_ranks):
         for split, found in zip(SPLITS, splits, strict=True):
             start = sum(split[:rank])
