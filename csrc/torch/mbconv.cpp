@@ -16,6 +16,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pynas, m) {
   define("mbconv_expand(Tensor x, Tensor weight, bool statistics)" + made);
   define("mbconv_depthwise(Tensor x, " + maybe + ", Tensor kernels, int stride, bool statistics, Tensor? expand)" +
          made);
+  const std::string after =
+      "Tensor after_mean, Tensor after_var, Tensor? after_weight, Tensor? after_bias, "
+      "float after_eps, int after_act";
+  define("mbconv_depthwise_applied(Tensor x, " + maybe + ", Tensor kernels, int stride, " + after +
+         ", bool pool, Tensor? expand) -> (Tensor, Tensor)");
+  define("mbconv_project_applied(Tensor x, Tensor? gate, Tensor project, " + after + ", Tensor? residual) -> Tensor");
   define("mbconv_project(Tensor x, " + norm + ", Tensor? gate, Tensor project, bool statistics)" + made);
   define("mbconv_project_backward(" + of + ", " + gated + sums + ", Tensor project, Tensor x, " + norm +
          ", int splits) -> (Tensor, Tensor)");

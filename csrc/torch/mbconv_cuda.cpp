@@ -201,6 +201,53 @@ Made depthwise(Tensor x, Optional mean, Optional var, Optional weight, Optional 
   return {y, asked.mean, asked.var};
 }
 
+std::tuple<Tensor, Tensor> depthwise_applied(Tensor x, Optional mean, Optional var, Optional weight, Optional bias,
+                                             double eps, int64_t act, Tensor kernels, int64_t stride, Tensor after_mean,
+                                             Tensor after_var, Optional after_weight, Optional after_bias,
+                                             double after_eps, int64_t after_act, bool pool, Optional expand) {
+  const char* const op = "pynas::mbconv_depthwise_applied";
+  check_x(op, "x", x);
+  const int64_t channels = check_expansion(op, expand, x);
+  const cuda::Norm norm = NormGiven{mean, var, weight, bias, eps, act}.of(op, x, channels);
+  const cuda::DepthwiseShape shape = depthwise_shape(op, x, channels, kernels, stride);
+  const cuda::Norm after =
+      NormGiven{after_mean, after_var, after_weight, after_bias, after_eps, after_act}.of(op, x, shape.maps());
+  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  Tensor y = new_activations(x, x.size(0), shape.maps(), shape.out_h(), shape.out_w());
+  Tensor pooled = new_float(x, {pool ? x.size(0) : 0, shape.maps()});
+  with_gpu_type(x, [&](auto type) {
+    typedef decltype(type) T;
+    run(op,
+        cuda::DepthwiseApplied<T>{shape, expansion_of(expand, x), norm, values<T>(x), values<float>(kernels), after,
+                                  data<T>(y), pool ? data<float>(pooled) : nullptr, nullptr},
+        x);
+  });
+  return {y, pooled};
+}
+
+Tensor project_applied(Tensor x, Optional gate, Tensor project, Tensor after_mean, Tensor after_var,
+                       Optional after_weight, Optional after_bias, double after_eps, int64_t after_act,
+                       Optional residual) {
+  const char* const op = "pynas::mbconv_project_applied";
+  check_x(op, "x", x);
+  PYNAS_REQUIRE(after_act == 0, op, "after_act", std::to_string(after_act), "0 identity");
+  const cuda::Gate gated = gate_of(op, gate, x);
+  check_product(op, project, x, x.size(1));
+  const cuda::Norm after =
+      NormGiven{after_mean, after_var, after_weight, after_bias, after_eps, after_act}.of(op, x, project.size(0));
+  if (residual.has_value()) check_beside(op, "residual", *residual, x, project.size(0));
+  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  Tensor y = new_activations(x, x.size(0), project.size(0), x.size(2), x.size(3));
+  with_gpu_type(x, [&](auto type) {
+    typedef decltype(type) T;
+    cuda::launch_step(cuda::ProjectApplied<T>{pixels_of(x), width(x), width(project, 0), values<T>(x), gated,
+                                              values<float>(project), after, values<T>(residual), data<T>(y)},
+                      stream_of(x));
+  });
+  check_launch(op);
+  return y;
+}
+
 Made project(Tensor x, Tensor mean, Tensor var, Optional weight, Optional bias, double eps, int64_t act, Optional gate,
              Tensor project, bool statistics) {
   const char* const op = "pynas::mbconv_project";
@@ -430,6 +477,8 @@ STABLE_TORCH_LIBRARY_IMPL(pynas, CUDA, m) {
   m.impl("mbconv_project_weight_backward", TORCH_BOX(&cuda::project_weight_backward));
   m.impl("mbconv_depthwise_backward", TORCH_BOX(&cuda::depthwise_backward));
   m.impl("mbconv_expand_backward", TORCH_BOX(&cuda::expand_backward));
+  m.impl("mbconv_depthwise_applied", TORCH_BOX(&cuda::depthwise_applied));
+  m.impl("mbconv_project_applied", TORCH_BOX(&cuda::project_applied));
   m.impl("mbconv_gram", TORCH_BOX(&cuda::gram));
   m.impl("mbconv_expanded_backward", TORCH_BOX(&cuda::expanded_backward));
   m.impl("mbconv_expand_weight_backward", TORCH_BOX(&cuda::expand_weight_backward));

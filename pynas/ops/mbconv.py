@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pynas.errors import PynasError
 from pynas.ops import mbconv_plan, reference_mbconv
 from pynas.ops.gate import GateLayers, check_gate
-from pynas.ops.mbconv_autograd import BlockFunction, Static
+from pynas.ops.mbconv_autograd import BlockFunction, Static, infer
 from pynas.ops.sync_batch_norm import follow, over_several_ranks
 
 
@@ -78,6 +78,7 @@ def _mbconv(x: Tensor, layers: MBConvLayers, residual: bool, keep: Tensor | None
     gate = layers.gate
     if gate is not None:
         weights += [gate.reduce.weight, gate.reduce.bias, gate.expand.weight, gate.expand.bias]
+    inferring = not torch.is_grad_enabled() and not any(of_batch) and keep is None
     static = Static(
         stride=layers.depthwise.stride[0],
         splits=layers.splits,
@@ -88,9 +89,11 @@ def _mbconv(x: Tensor, layers: MBConvLayers, residual: bool, keep: Tensor | None
         of_batch=of_batch,
         reducers=reducers,
         counts=counts,
-        recomputed=mbconv_plan.plan_for(block_shape(x, layers)) == "recomputed",
+        recomputed=mbconv_plan.plan_for(block_shape(x, layers), not inferring) == "recomputed",
         steps=steps,
     )
+    if inferring:
+        return infer(x, static, *running, *weights)
     out, *statistics = BlockFunction.apply(x, keep, static, *running, *weights)
     found = iter(statistics)
     for norm, own, reducer, count in zip(norms, of_batch, reducers, counts, strict=True):

@@ -165,6 +165,31 @@ class BlockFunction(torch.autograd.Function):
         return tuple(value if needs else None for value, needs in zip(found, ctx.needs_input_grad, strict=True))
 
 
+def infer(x: Tensor, static: Static, *given: Any) -> Tensor:
+    """The block's output where every norm's statistics are running ones and nobody needs gradients, in two kernels and
+    the gate's small ones between them; three where y1 is stored. given: as `BlockFunction`'s after its plan.
+    """
+    running, (w1, w2, w3), affine, of_gate = given[:6], given[6:9], given[9:15], given[15:]
+    steps = static.steps
+    norms: list[Norm | None] = [
+        None
+        if running[2 * i] is None
+        else Norm(running[2 * i], running[2 * i + 1], affine[2 * i], affine[2 * i + 1], static.eps[i], static.acts[i])
+        for i in range(3)
+    ]
+    anew = w1 if static.recomputed else None
+    if w1 is not None and anew is None:
+        x_or_y1, _ = steps.expand(x, w1, False)
+    else:
+        x_or_y1 = x
+    gated = static.gate is not None
+    a, pooled = steps.depthwise_applied(x_or_y1, norms[0], w2, static.stride, norms[1], gated, anew)
+    gate = None
+    if static.gate is not None:
+        gate = gate_forward(pooled, of_gate, *static.gate, static.splits).gate
+    return steps.project_applied(a, gate, _repeated(w3, static.splits), norms[2], x if static.residual else None)
+
+
 def _repeated(weight: Tensor, splits: int) -> Tensor:
     """`project`'s weight (C', C, 1, 1) for the maps that a channel's weighted sum is of: (C', C splits, 1, 1)."""
     return weight if splits == 1 else weight.repeat_interleave(splits, 1)

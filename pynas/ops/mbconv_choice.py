@@ -117,7 +117,7 @@ def _small_block(kernel: int, stride: int, splits: int) -> tuple[Tensor, MBConvL
 
 
 def _results(x: Tensor, layers: MBConvLayers, device: torch.device, steps: ModuleType) -> list[Tensor]:
-    """Output, the gradients of x and of the weights."""
+    """Output, the gradients of x and of the weights, output in evaluation."""
     every = (*layers, *(layers.gate or ()))
     modules = nn.ModuleList([layer for layer in every if isinstance(layer, nn.Module)])
     modules.to(device).zero_grad()
@@ -126,4 +126,8 @@ def _results(x: Tensor, layers: MBConvLayers, device: torch.device, steps: Modul
     (y.float() * torch.linspace(-1, 1, y.numel(), device=device).view_as(y)).sum().backward()
     weights = [value.grad for value in modules.parameters() if value.grad is not None]
     assert x.grad is not None
-    return [y.detach(), x.grad, *weights]
+    modules.eval()
+    with torch.no_grad():
+        evaluated = mbconv(x, layers, layers.depthwise.stride == (1, 1), steps=steps)
+    modules.train()
+    return [y.detach(), x.grad, *weights, evaluated]

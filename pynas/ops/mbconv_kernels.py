@@ -27,6 +27,18 @@ def depthwise(
     return _made(torch.ops.pynas.mbconv_depthwise(x, *_of(norm), weight, stride, statistics, expand), statistics)
 
 
+def depthwise_applied(
+    x: Tensor, norm: Norm | None, weight: Tensor, stride: int, after: Norm, pool: bool, expand: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    given = (x, *_of(norm), weight, stride, *_of(after), pool, expand)
+    y, pooled = torch.ops.pynas.mbconv_depthwise_applied(*given)
+    return y, pooled if pool else None
+
+
+def project_applied(x: Tensor, gate: Tensor | None, weight: Tensor, after: Norm, residual: Tensor | None) -> Tensor:
+    return torch.ops.pynas.mbconv_project_applied(x, gate, weight, *_of(after), residual)
+
+
 def pooled(x: Tensor, norm: Norm) -> Tensor:
     return torch.ops.pynas.batch_norm_act_pool(x, *_of(norm))
 
@@ -114,6 +126,14 @@ def _register_fakes() -> None:
         kernels, stride, statistics, _ = given[-4:]
         return made(beside(x, kernels.shape[0], *((size - 1) // stride + 1 for size in x.shape[2:])), statistics)
 
+    def fake_depthwise_applied(x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+        kernels, stride, pool = given[6], given[7], given[-2]
+        y = beside(x, kernels.shape[0], *((size - 1) // stride + 1 for size in x.shape[2:]))
+        return y, numbers(x, x.shape[0] if pool else 0, kernels.shape[0])
+
+    def fake_project_applied(x: Tensor, gate: Tensor | None, weight: Tensor, *_: Any) -> Tensor:
+        return beside(x, weight.shape[0], *x.shape[2:])
+
     def fake_project(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
         weight, statistics = given[-2:]
         return made(beside(x, weight.shape[0], *x.shape[2:]), statistics)
@@ -149,6 +169,8 @@ def _register_fakes() -> None:
         fake_project_backward,
         fake_project_weight_backward,
         fake_depthwise_backward,
+        fake_depthwise_applied,
+        fake_project_applied,
         fake_gram,
         fake_expanded_backward,
         fake_expand_backward,

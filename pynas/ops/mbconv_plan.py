@@ -50,9 +50,11 @@ def saved_activations(shape: BlockShape, plan: Plan) -> int:
     return x + d + o + (h if plan == "stored" else 0)
 
 
-def traffic(shape: BlockShape, plan: Plan) -> int:
-    """Bytes that forward and backward move, counted step by step (docs/kernels.md)."""
+def traffic(shape: BlockShape, plan: Plan, training: bool = True) -> int:
+    """Bytes that forward and backward move, or inference, counted step by step (docs/kernels.md)."""
     x, h, d, o = shape.sizes()
+    if not training:
+        return 2 * x + (2 * h if plan == "stored" else 0) + 2 * d + o
     of_expansion = 4 * x + 8 * h if plan == "stored" else 9 * x + 3 * h
     return (of_expansion if shape.expanded else 4 * x) + 8 * d + 10 * o
 
@@ -67,14 +69,14 @@ def operations(shape: BlockShape) -> int:
     return int(2 * shape.channels * shape.expanded * pixels * surroundings)
 
 
-def plan_for(shape: BlockShape) -> Plan:
+def plan_for(shape: BlockShape, training: bool = True) -> Plan:
     """The plan that `use` has chosen, else the one that takes less time by bytes and operations: y1 is made anew where
     the bytes that this saves take longer than its products, which is where few channels are expanded."""
     if not shape.expanded:
         return "stored"
     if _forced is not None:
         return _forced  # type: ignore[return-value]
-    bytes_saved = traffic(shape, "stored") - traffic(shape, "recomputed")
+    bytes_saved = traffic(shape, "stored", training) - traffic(shape, "recomputed", training)
     rate = OPERATIONS_PER_SECOND[4 if shape.itemsize > 2 else 2]
     return "recomputed" if bytes_saved / BYTES_PER_SECOND > operations(shape) / rate else "stored"
 

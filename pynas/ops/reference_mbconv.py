@@ -68,6 +68,26 @@ def depthwise(
     return y.to(x.dtype), _moments(y, statistics)
 
 
+def depthwise_applied(
+    x: Tensor, norm: Norm | None, weight: Tensor, stride: int, after: Norm, pool: bool, expand: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Inference: act(after(...)) of what `depthwise` gives, not rounded in between; its mean over the pixels of each
+    image, (N, C splits), if `pool`.
+    """
+    given = _expanded(x, expand)
+    a = _wide(given) if norm is None else _activated(given, norm)
+    y = F.conv2d(a, weight.to(a.dtype), None, stride, weight.shape[2] // 2, groups=a.shape[1])
+    y = _activated(y, after)
+    return y.to(x.dtype), y.mean((2, 3)) if pool else None
+
+
+def project_applied(x: Tensor, gate: Tensor | None, weight: Tensor, after: Norm, residual: Tensor | None) -> Tensor:
+    """Inference: after(...) of what `project` gives of x gate, not rounded in between, with the residual added."""
+    y = F.conv2d(_wide(_gated(_wide(x), gate).to(x.dtype)), _wide(weight.to(x.dtype)))
+    y = _activated(y, after)
+    return (y if residual is None else y + residual).to(x.dtype)
+
+
 def pooled(x: Tensor, norm: Norm) -> Tensor:
     """F3: the mean of act(norm(x)) over the pixels of each image, (N, C)."""
     return _activated(x, norm).mean((2, 3))

@@ -31,11 +31,15 @@ class Counted:
         self.blocks = 0
 
     def steps_for(self, x: Tensor) -> Any:
-        def depthwise(*given: Any) -> Any:
-            self.blocks += 1
-            return reference_mbconv.depthwise(*given)
+        def counted(name: str) -> Any:
+            def called(*given: Any) -> Any:
+                self.blocks += 1
+                return getattr(reference_mbconv, name)(*given)
 
-        return SimpleNamespace(**{**vars(reference_mbconv), "depthwise": depthwise})
+            return called
+
+        once = {name: counted(name) for name in ("depthwise", "depthwise_applied")}
+        return SimpleNamespace(**{**vars(reference_mbconv), **once})
 
 
 def step(network: nn.Module, x: Tensor) -> list[Tensor]:

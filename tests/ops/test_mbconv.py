@@ -24,7 +24,15 @@ LAST = torch.channels_last
 has_gpu = available() and torch.cuda.is_available() and torch.ops.pynas.has_cuda()
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu, reason="no GPU here, or a library without CUDA kernels")]
 STEPS = ("expand", "depthwise", "pooled", "project", "project_backward", "project_weight_backward")
-STEPS += ("depthwise_backward", "expand_backward", "expand_weight_backward", "gram", "expanded_backward")
+STEPS += (
+    "depthwise_applied",
+    "project_applied",
+    "depthwise_backward",
+    "expand_backward",
+    "expand_weight_backward",
+    "gram",
+    "expanded_backward",
+)
 EMULATED: Any = SimpleNamespace(**{**vars(reference_mbconv), **{name: getattr(tiles, name) for name in STEPS}})
 """The GPU's kernels where the block's steps have some; batch-norm's own passes in torch."""
 
@@ -146,6 +154,28 @@ def test_kernels_as_steps_err_at_most_twice_as_much_as_torchs_layers(
     check_errors([value.cpu() for value in found], eager, exact, dtype)
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_inference_is_the_layers_in_evaluation(device: str, dtype: torch.dtype, case: str) -> None:
+    block, x, _ = given(case, dtype, False, False)
+    calls: list[str] = []
+    source = mbconv_kernels if device == "cuda" else reference_mbconv if dtype == torch.float64 else EMULATED
+
+    def counted(name: str) -> Any:
+        return lambda *arguments: calls.append(name) or getattr(source, name)(*arguments)
+
+    steps: Any = SimpleNamespace(**{name: counted(name) for name in STEPS})
+    with torch.no_grad():
+        exact = copy.deepcopy(block).double()(x.double(), None)
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            eager = block(x, None)
+        y = mbconv(x.to(device), block.to(device).layers(), block.residual, steps=steps)
+    check_errors([y.cpu()], [eager.to(dtype)], [exact], dtype)
+    assert calls[-2:] == ["depthwise_applied", "project_applied"]
+    assert calls[:-2] in ([], ["expand"])
+
+
 def test_gradients_that_nobody_needs_are_not_given() -> None:
     block, x, _ = given("gated", torch.float32, True, False)
     block.depthwise.weight.requires_grad_(False)
@@ -213,6 +243,13 @@ def test_fakes_of_the_operators_are_of_the_results_shapes(case: str, dtype: torc
         told.append([(value.shape, value.dtype) for value in found])
         if steps is mbconv_kernels:
             assert all(value.is_contiguous(memory_format=LAST) for value in found[:2])
+    with torch.no_grad():
+        inferred = [
+            mbconv(x, block.eval().layers(), block.residual, steps=s) for s in (mbconv_kernels, reference_mbconv)
+        ]
+    told[0].append((inferred[0].shape, inferred[0].dtype))
+    told[1].append((inferred[1].shape, inferred[1].dtype))
+    assert inferred[0].is_contiguous(memory_format=LAST)
     assert told[0] == told[1]
 
 

@@ -103,6 +103,8 @@ def test_depthwise(steps: Any, kernel: int, stride: int, dtype: torch.dtype) -> 
         x, weight = draw.images(n, c, h, w), draw(c * splits, 1, kernel, kernel) / kernel
         norm = draw.norm(c, act) if i != 4 else None
         check(steps, "depthwise", dtype, x, norm, weight, stride, True)
+        known = draw.norm(c * splits, act)
+        check(steps, "depthwise_applied", dtype, x, norm, weight, stride, known, i != 2)
         y = draw.images(n, c * splits, (h - 1) // stride + 1, (w - 1) // stride + 1)
         d = draw.images(n, c, *y.shape[2:], mean=0.0)
         after = draw.backward(y, act, ("none", "images", "channels")[i % 3], sums=i != 3)
@@ -111,6 +113,7 @@ def test_depthwise(steps: Any, kernel: int, stride: int, dtype: torch.dtype) -> 
             inputs = (8, 40, 24, 16, 8, 72, 8)[i]  # more and fewer than a panel's terms
             x, expand = draw.images(n, inputs, h, w), (draw(c, inputs, 1, 1) / math.sqrt(inputs)).to(dtype).float()
             check(steps, "depthwise", dtype, x, norm, weight, stride, True, expand)
+            check(steps, "depthwise_applied", dtype, x, norm, weight, stride, known, True, expand)
             check(steps, "depthwise_backward", dtype, d, y, after, weight, x, norm, stride, expand)
 
 
@@ -134,6 +137,7 @@ def test_products(steps: Any, n: int, h: int, w: int, channels: int, mid: int, o
         check(steps, "expand", dtype, x, first, gate is None)
         check(steps, "pooled", dtype, y2, norm)
         check(steps, "project", dtype, y2, norm, gate, last, gate is None)
+        check(steps, "project_applied", dtype, y2, gate, last, draw.norm(out, "identity"), None if gate is None else d)
         after = draw.backward(y3, "identity", "none" if gate is None else "images", sums=gate is None)
         check(steps, "project_backward", dtype, d, y3, after, last, y2, norm, 1)
         check(steps, "project_weight_backward", dtype, d, y3, after, y2, norm, gate)

@@ -38,6 +38,8 @@ void with_type(int type, const void* step, const Call& call) {
 
 STEP_WITH_SCRATCH(Expand)
 STEP_WITH_SCRATCH(Depthwise)
+STEP_WITH_SCRATCH(DepthwiseApplied)
+STEP(ProjectApplied)
 STEP(Pooled)
 STEP_WITH_SCRATCH(Project)
 STEP_WITH_SCRATCH(ProjectBackward)

@@ -69,6 +69,14 @@ STEPS = {
         *(("statistics", STATISTICS),),
         *pointers("scratch"),
     ],
+    "DepthwiseApplied": [
+        *(("shape", SHAPE), ("expansion", EXPANSION), ("norm", NORM), *pointers("x", "weight"), ("after", NORM)),
+        *pointers("y", "pooled", "scratch"),
+    ],
+    "ProjectApplied": [
+        *(*OF_PIXELS, *pointers("x"), ("gate", GATE), *pointers("weight"), ("after", NORM)),
+        *pointers("residual", "y"),
+    ],
     "Pooled": [("pixels", PIXELS), *ints("channels"), *pointers("x"), ("norm", NORM), *pointers("pooled")],
     "Project": [
         *(*OF_PIXELS, *pointers("x"), ("norm", NORM), ("gate", GATE), *pointers("weight", "y")),
@@ -191,6 +199,25 @@ def depthwise(
     shape = _shape(x, weight, stride, expand)
     run("Depthwise", x, **shape, norm=norm_of(norm), x=x, weight=weight, y=y, statistics=own)
     return y, found
+
+
+def depthwise_applied(
+    x: Tensor, norm: Norm | None, weight: Tensor, stride: int, after: Norm, pool: bool, expand: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    n, _, h, w = x.shape
+    y = blank(n, len(weight), (h - 1) // stride + 1, (w - 1) // stride + 1, dtype=x.dtype)
+    found = blank(n, len(weight)) if pool else None
+    shared = {**_shape(x, weight, stride, expand), "norm": norm_of(norm), "after": norm_of(after)}
+    run("DepthwiseApplied", x, **shared, x=x, weight=weight, y=y, pooled=found)
+    return y, found
+
+
+def project_applied(x: Tensor, gate: Tensor | None, weight: Tensor, after: Norm, residual: Tensor | None) -> Tensor:
+    y = blank(x.shape[0], len(weight), *x.shape[2:], dtype=x.dtype)
+    sizes = {"pixels": _pixels(x), "in": x.shape[1], "out": len(weight)}
+    shared = {"gate": gate_of(gate, x.shape[1]), "weight": weight, "after": norm_of(after), "residual": residual}
+    run("ProjectApplied", x, **sizes, x=x, **shared, y=y)
+    return y
 
 
 def pooled(x: Tensor, norm: Norm) -> Tensor:

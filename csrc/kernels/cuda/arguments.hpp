@@ -86,6 +86,33 @@ struct Depthwise {
   float* scratch;
 };
 
+// Inference, F2 with known statistics of the norm after it: y = act(after(conv(act(norm(x))))), and its mean over the
+// pixels of each image, pooled (n, maps) or null.
+template <class T>
+struct DepthwiseApplied {
+  DepthwiseShape shape;
+  Expansion expansion;
+  Norm norm;
+  const T* x;
+  const float* weight;
+  Norm after;
+  T* y;
+  float *pooled, *scratch;
+};
+
+// Inference, F4 with known statistics of the norm after it: y = after((x gate) weight^T) + residual, or null.
+template <class T>
+struct ProjectApplied {
+  Pixels pixels;
+  int in, out;
+  const T* x;
+  Gate gate;
+  const float* weight;
+  Norm after;
+  const T* residual;
+  T* y;
+};
+
 // F3: pooled (groups, channels), the mean of act(norm(x)) over the pixels of a group.
 template <class T>
 struct Pooled {

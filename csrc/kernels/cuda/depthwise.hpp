@@ -70,7 +70,8 @@ PYNAS_DEVICE void load_kernels(float (*to)[lanes], const float* weight, int firs
     to[i % size][i / size] = first + i / size < maps ? weight[static_cast<int64_t>(first) * size + i] : 0.0f;
 }
 
-// y = conv(act(norm(x))), and moments of y.
+// y = conv(act(norm(x))), and moments of y; or after of that, act(norm(.)) with known statistics, and sums of each
+// tile.
 template <class T, int kernel, int stride, int side>
 struct Forward {
   static constexpr int threads = lanes * warps, blocks = kernel == 7 ? 1 : 2, vector = vector_of<T>;
@@ -91,7 +92,9 @@ struct Forward {
     const T* x;           // (n, h, w, channels), or (n, h, w, in) of an expansion
     const float* weight;  // (maps, kernel, kernel)
     T* y;                 // (n, out_h, out_w, maps)
+    Norm after;           // without mean: y is what the convolution gives
     float* moments;       // (chunks, 3, maps), or null where nobody asks
+    float* pooled;        // (tiles, maps), sums over pixels of y, or null; not beside moments
   };
 
   static Tiles tiles_of(const Arguments& a) {
@@ -119,6 +122,17 @@ struct Forward {
       else
         expand(block, shared, a, tile, first, i > begin);
       block.each([&](int t) { convolve(shared, a, tile, first, t, made[t]); });
+      if (a.pooled == nullptr) continue;
+      block.each([&](int t) {
+        shared.moments[t / lanes][t % lanes] = made[t].moments();
+        made[t] = Shifted{};
+      });
+      block.each([&](int t) {
+        if (t >= lanes || first + t >= maps) return;
+        float all = 0.0f;
+        for (int w = 0; w < warps; ++w) all += shared.moments[w][t].count * shared.moments[w][t].mean;
+        a.pooled[i * maps + first + t] = all;
+      });
     }
     if (a.moments == nullptr) return;
     block.each([&](int t) { shared.moments[t / lanes][t % lanes] = made[t].moments(); });
@@ -177,6 +191,7 @@ struct Forward {
     const Shape& s = a.shape;
     const int lane = t % lanes, map = first + lane, maps = s.maps(), input = lane >> s.shift;
     if (map >= maps) return;
+    const Channel after(a.after, map);
     float weight[kernel * kernel];
     PYNAS_UNROLL
     for (int k = 0; k < kernel * kernel; ++k) weight[k] = shared.weight[k][lane];
@@ -201,8 +216,9 @@ struct Forward {
       PYNAS_UNROLL
       for (int j = 0; j < strip; ++j)
         if (j < real) {
-          put(to + static_cast<int64_t>(j) * maps, out[j]);
-          made.add(out[j]);
+          const float value = activate(a.after.act, after(out[j]));
+          put(to + static_cast<int64_t>(j) * maps, value);
+          made.add(value);
         }
     }
   }

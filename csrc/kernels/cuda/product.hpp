@@ -237,7 +237,7 @@ struct WithGateSums {
   }
 };
 
-// Stored with a level of each column and the residual's gradient added to it, if there are some.
+// Stored, normed without an activation, or with a level of each column, and with a residual added, as there are some.
 template <class T>
 struct Added {
   static constexpr bool by_group = false;
@@ -246,11 +246,14 @@ struct Added {
     T* y;
     const T* residual;   // or null
     const float* level;  // (columns) or null
+    Norm norm;
   };
-  struct Table {
-    float level;
-  };
-  PYNAS_DEVICE static Table table(const Arguments& a, int c) { return {a.level == nullptr ? 0.0f : a.level[c]}; }
+  typedef Channel Table;
+  PYNAS_DEVICE static Table table(const Arguments& a, int c) {
+    Channel channel(a.norm, c);
+    if (a.level != nullptr) channel.bias += a.level[c];
+    return channel;
+  }
 
   template <int n>
   PYNAS_DEVICE static void row(const Arguments& a, float (&)[1][n], const float (&values)[n], int64_t at,
@@ -258,8 +261,7 @@ struct Added {
     Vector<T, n> vector, other{};
     if (a.residual != nullptr) other = load<n>(a.residual + at);
     PYNAS_UNROLL
-    for (int v = 0; v < n; ++v)
-      put(&vector.values[v], values[v] + table[v].level + (a.residual == nullptr ? 0.0f : other[v]));
+    for (int v = 0; v < n; ++v) put(&vector.values[v], table[v](values[v]) + (a.residual == nullptr ? 0.0f : other[v]));
     store<n>(a.y + at, vector);
   }
 

@@ -101,7 +101,7 @@ struct OfGradients {
   }
 };
 
-// Sums over pieces: (groups, pieces, parts, columns) to (parts, groups, columns).
+// Sums over pieces, times a factor: (groups, pieces, parts, columns) to (parts, groups, columns).
 struct OfPieces {
   static constexpr int threads = reduce::threads, blocks = 1;
   struct Shared {
@@ -111,6 +111,7 @@ struct OfPieces {
     const float* partial;
     int groups, pieces, parts, columns;
     float* sums;
+    double factor;
   };
   static Grid grid(const Arguments& a) { return {(a.columns + lanes - 1) / lanes, a.groups * a.parts}; }
 
@@ -123,7 +124,7 @@ struct OfPieces {
     block.each([&](int t) {
       if (t < lanes && t < real)
         a.sums[(static_cast<int64_t>(part) * a.groups + group) * a.columns + first + t] =
-            static_cast<float>(shared.total[t]);
+            static_cast<float>(shared.total[t] * a.factor);
     });
   }
 };

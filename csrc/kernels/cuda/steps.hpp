@@ -43,6 +43,10 @@ inline depthwise::Shape shape_of(const DepthwiseShape& s) {
   return {s.n, s.channels, s.h, s.w, s.out_h(), s.out_w(), shift_of(s.splits)};
 }
 
+inline int depthwise_side(const DepthwiseShape& s) {
+  return s.stride == 2 || (s.out_h() <= 8 && s.out_w() <= 8) ? 8 : 16;
+}
+
 inline int64_t depthwise_scratch(const DepthwiseShape& s, int parts) {
   const int64_t groups = (s.maps() + depthwise::lanes - 1) / depthwise::lanes;
   return std::max<int64_t>(1, most_blocks / groups) * s.maps() * parts;
@@ -62,14 +66,37 @@ template <class T, class Run>
 void run_step(const Run& run, const Depthwise<T>& of) {
   const DepthwiseShape& s = of.shape;
   int chunks = 0;
-  with_depthwise(s, s.out_h() <= 8 && s.out_w() <= 8, [&](auto kernel, auto stride, auto side) {
+  with_depthwise(s, depthwise_side(s) == 8, [&](auto kernel, auto stride, auto side) {
     typedef depthwise::Forward<T, kernel.value, stride.value, side.value> Kernel;
     float* const moments = of.statistics.mean == nullptr ? nullptr : of.scratch;
-    const typename Kernel::Arguments a{shape_of(s), of.expansion, of.norm, of.x, of.weight, of.y, moments};
+    const typename Kernel::Arguments a{shape_of(s), of.expansion, of.norm, of.x,   of.weight,
+                                       of.y,        Norm{},       moments, nullptr};
     chunks = Kernel::tiles_of(a).chunks;
     run.template operator()<Kernel>(a);
   });
   run_moments(run, of.scratch, chunks, s.maps(), of.statistics);
+}
+
+template <class T>
+int64_t scratch_of(const DepthwiseApplied<T>& of) {
+  const DepthwiseShape& s = of.shape;
+  return depthwise::Tiles::of(s.n, s.out_h(), s.out_w(), depthwise_side(s), s.maps()).count * s.maps();
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const DepthwiseApplied<T>& of) {
+  const DepthwiseShape& s = of.shape;
+  depthwise::Tiles tiles{};
+  with_depthwise(s, depthwise_side(s) == 8, [&](auto kernel, auto stride, auto side) {
+    typedef depthwise::Forward<T, kernel.value, stride.value, side.value> Kernel;
+    const typename Kernel::Arguments a{
+        shape_of(s), of.expansion, of.norm, of.x, of.weight, of.y, of.after, nullptr, of.pooled ? of.scratch : nullptr};
+    tiles = Kernel::tiles_of(a);
+    run.template operator()<Kernel>(a);
+  });
+  if (of.pooled != nullptr)
+    run.template operator()<reduce::OfPieces>(
+        {of.scratch, s.n, tiles.high * tiles.wide, 1, s.maps(), of.pooled, 1.0 / (s.out_h() * s.out_w())});
 }
 
 template <class T, class Run>
@@ -153,7 +180,7 @@ void run_outer(const Run& run, Pixels pixels, int left_columns, int right_column
   const typename Kernel::Arguments a{pixels, left_columns, right_columns, left, right, scratch};
   run.template operator()<Kernel>(a);
   const int chunks = Kernel::tiles_of(a).chunks;
-  run.template operator()<reduce::OfPieces>({scratch, 1, chunks, left_columns, right_columns, dweight});
+  run.template operator()<reduce::OfPieces>({scratch, 1, chunks, left_columns, right_columns, dweight, 1.0});
 }
 
 template <class T, class Run>
@@ -173,18 +200,27 @@ void run_step(const Run& run, const Project<T>& of) {
 }
 
 template <class T, class Run>
+void run_step(const Run& run, const ProjectApplied<T>& of) {
+  run_product<T, product::Normalised<T>, product::Added<T>>(run, of.pixels, of.in, of.out, {of.x, Norm{}, of.gate},
+                                                            of.weight, false, {of.y, of.residual, nullptr, of.after},
+                                                            nullptr);
+}
+
+template <class T, class Run>
 void run_step(const Run& run, const ProjectBackward<T>& of) {
   const int chunks = run_product<T, product::Backward<T>, product::WithGateSums<T>>(
       run, of.pixels, of.out, of.in, {of.d, of.y, of.after}, of.weight, true,
       {of.da, of.x, of.norm, shift_of(of.splits)}, of.scratch);
   const int groups = of.pixels.groups;
-  if (groups > 0) run.template operator()<reduce::OfPieces>({of.scratch, groups, chunks / groups, 5, of.in, of.sums});
+  if (groups > 0)
+    run.template operator()<reduce::OfPieces>({of.scratch, groups, chunks / groups, 5, of.in, of.sums, 1.0});
 }
 
 template <class T, class Run>
 void run_step(const Run& run, const ExpandBackward<T>& of) {
   run_product<T, product::Backward<T>, product::Added<T>>(run, of.pixels, of.out, of.in, {of.d, of.y, of.after},
-                                                          of.weight, true, {of.dx, of.residual, nullptr}, nullptr);
+                                                          of.weight, true, {of.dx, of.residual, nullptr, Norm{}},
+                                                          nullptr);
 }
 
 template <class T, class Run>
@@ -204,7 +240,7 @@ template <class T, class Run>
 void run_step(const Run& run, const ExpandedBackward<T>& of) {
   run_product<T, product::Beside<T>, product::Added<T>>(run, of.pixels, of.in + of.out, of.out,
                                                         {of.dz, of.x, of.centre, of.in}, of.weight, false,
-                                                        {of.dx, of.residual, of.level}, nullptr);
+                                                        {of.dx, of.residual, of.level, Norm{}}, nullptr);
 }
 
 template <class T, class Run>
