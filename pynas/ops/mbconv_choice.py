@@ -121,6 +121,9 @@ def _results(x: Tensor, layers: MBConvLayers, device: torch.device, steps: Modul
     every = (*layers, *(layers.gate or ()))
     modules = nn.ModuleList([layer for layer in every if isinstance(layer, nn.Module)])
     modules.to(device).zero_grad()
+    for norm in (layers.expand_norm, layers.norm, layers.project_norm):
+        assert norm is not None
+        norm.reset_running_stats()
     x = x.detach().requires_grad_()
     y = mbconv(x, layers, layers.depthwise.stride == (1, 1), steps=steps)
     (y.float() * torch.linspace(-1, 1, y.numel(), device=device).view_as(y)).sum().backward()
