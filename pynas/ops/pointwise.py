@@ -33,7 +33,7 @@ def _as_product(x: Tensor, weight: Tensor) -> bool:
         and weight.dim() == 4
         and weight.shape[1:] == (x.shape[1], 1, 1)
         and x.numel() > 0
-        and not rules.pointwise(x.shape[0] * x.shape[2] * x.shape[3])
+        and not rules.pointwise(x.numel() // x.shape[1], x.numel() * weight.shape[0])
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
