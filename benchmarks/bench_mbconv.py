@@ -1,11 +1,13 @@
-"""The GPU's fused MBConv blocks, training, beside torch's eager channels_last and torch.compile(mode="max-autotune").
+"""The GPU's fused inverted residual blocks beside torch's eager channels_last and torch.compile(mode="max-autotune").
 
-The seven blocks of bench_blocks.py, 256 images, bfloat16 under autocast for the peers: forward and backward, by CUDA
-events, in interleaved rounds, with and without CUDA graphs; then bytes saved for backward, and what each step moves a
-second as a share of a device-to-device copy measured in the same run. Before anything is timed, outputs and gradients
-are compared with those of the same block in float64.
+The seven blocks of bench_blocks.py, 256 images, bfloat16 under autocast for the peers: training (forward and backward)
+by the plan that `mbconv_plan` chooses and by each of both, inference, and what is kept for backward; the depthwise step
+with its norms, forward and backward; Split-Attention of radix 2 and 4; FBNetV3-G's training step. By CUDA events, in
+interleaved rounds, with and without CUDA graphs, and what the fused ones move a second by the plan's byte model as a
+share of a device-to-device copy measured in the same run. Before anything is timed, outputs and gradients are compared
+with those of the same block in float64.
 
-`--device cpu --images 2` runs the plan in plain torch, to see that this script works: its times say nothing.
+`--device cpu --images 2` runs everything in plain torch, to see that this script works: its times say nothing.
 """
 
 from __future__ import annotations
@@ -22,68 +24,74 @@ from typing import Any
 import harness
 import torch
 from bench_blocks import LAST, SHAPES, block
+from mbconv_works import Fused, depthwise_stage, fbnetv3_g, split_attention
 from torch import Tensor, nn
 
-from pynas.nets.attention import SqueezeExcite
 from pynas.nets.blocks import MBConv
-from pynas.ops import library, mbconv_kernels, reference_mbconv, using
-from pynas.ops.gate import GateLayers
-from pynas.ops.mbconv import MBConvLayers, mbconv
+from pynas.ops import library, mbconv_kernels, mbconv_plan, reference_mbconv, using
+from pynas.ops.inverted_residual import block_layers
+from pynas.ops.mbconv import block_shape
 
-PEERS = ("eager", "compiled")
+Work = Callable[[], Any]
 WORST, FLOOR = 2.0, 4e-3  # times eager's own error, and what one rounding to bfloat16 makes
-
-
-def layers_of(network: MBConv) -> MBConvLayers:
-    expand, norm1, _, depthwise, norm2, _, gate, project = network.branch
-    assert isinstance(gate, SqueezeExcite)
-    found: Any = (
-        expand,
-        norm1,
-        depthwise,
-        norm2,
-        GateLayers(gate.reduce, "hswish", gate.expand),
-        project,
-        network.norm,
-    )
-    return MBConvLayers(*found, act="hswish")
-
-
-class Fused(nn.Module):
-    def __init__(self, network: MBConv, steps: Any) -> None:
-        super().__init__()
-        self.network, self.steps = network, steps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return mbconv(x, layers_of(self.network), self.network.residual, steps=self.steps)
+TARGETS = {  # against eager, against compiled
+    "training block": (2.5, 1.7),
+    "inference block": (4.0, 2.0),
+    "depthwise forward k3": (2.8, 2.0),
+    "depthwise forward k5": (2.2, 1.6),
+    "depthwise backward": (2.3, 1.8),
+    "Split-Attention": (2.8, None),
+    "FBNetV3-G training": (1.8, 1.4),
+}
+SAVED = 3.0
 
 
 def step(network: nn.Module, x: Tensor, gradient: Tensor, autocast: bool) -> list[Tensor]:
     """Output, then gradients of x and of the parameters."""
     for value in (x, *network.parameters()):
         value.grad = None
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast), using("reference"):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
         y = network(x)
     y.backward(gradient)
     return [y, *(value.grad for value in (x, *network.parameters()) if value.grad is not None)]
 
 
+def infer(network: nn.Module, x: Tensor, autocast: bool) -> Tensor:
+    with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+        return network(x)
+
+
+class Stock(nn.Module):
+    """The network's own layers, called one by one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        with using("reference"):
+            return self.network(x)
+
+
 def errors(network: MBConv, fused: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, float]:
-    """The largest relative error against float64, on a few images."""
+    """The largest relative error against float64, on a few images, by both plans."""
     few, some = x[:8].detach().requires_grad_(), gradient[:8]
-    exact = step(copy.deepcopy(network).double(), few.detach().double().requires_grad_(), some.double(), False)
-    found = {"eager": step(network, few, some, True), "fused": step(fused, few, some, False)}
+    exact = step(Stock(copy.deepcopy(network).double()), few.detach().double().requires_grad_(), some.double(), False)
+    found = {"eager": step(Stock(network), few, some, True)}
+    for plan in mbconv_plan.PLANS:
+        with mbconv_plan.using(plan):
+            found[plan] = step(fused, few, some, False)
     relative = {
         name: max(
             ((a.double() - b).norm() / b.norm().clamp(min=1e-30)).item() for a, b in zip(values, exact, strict=True)
         )
         for name, values in found.items()
     }
-    assert relative["fused"] <= WORST * relative["eager"] + FLOOR, relative
+    assert all(relative[plan] <= WORST * relative["eager"] + FLOOR for plan in mbconv_plan.PLANS), relative
     return relative
 
 
-def graphed(work: Callable[[], Any]) -> Callable[[], Any]:
+def graphed(work: Work) -> Work:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -96,7 +104,7 @@ def graphed(work: Callable[[], Any]) -> Callable[[], Any]:
     return graph.replay
 
 
-def seconds(works: dict[str, Callable[[], Any]], rounds: int, cuda: bool) -> dict[str, float]:
+def seconds(works: dict[str, Work], rounds: int, cuda: bool) -> dict[str, float]:
     """Medians over interleaved rounds."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(3):
@@ -126,7 +134,7 @@ def saved_bytes(network: nn.Module, x: Tensor, autocast: bool) -> int:
 
     own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value)
-    with hooks, torch.autocast(x.device.type, torch.bfloat16, enabled=autocast), using("reference"):
+    with hooks, torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
         network(x)
     return sum(size for pointer, size in kept.items() if pointer not in own)
 
@@ -136,6 +144,88 @@ def copy_rate(device: str) -> float:
     given = torch.empty(1 << (30 if device == "cuda" else 26), dtype=torch.uint8, device=device)
     taken = torch.empty_like(given)
     return 2 * given.numel() / seconds({"copy": lambda: taken.copy_(given)}, 9, device == "cuda")["copy"]
+
+
+class Table:
+    """Rows of what was timed, and the ratios that targets are about."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.cuda = options, options.device == "cuda"
+        self.rate = copy_rate(options.device)
+        self.rows: list[list[str]] = []
+        self.told: list[dict[str, Any]] = []
+        self.ratios: dict[str, list[dict[str, float]]] = {}
+
+    def add(self, group: str, name: str, works: dict[str, Work], moved: int | None = None, **told: Any) -> None:
+        """works: "eager", "compiled" where there is a GPU, "fused" and variants of it. moved: bytes, of "fused"."""
+        took = seconds(works, self.options.rounds, self.cuda)
+        graphs = seconds({k: graphed(w) for k, w in works.items()}, self.options.rounds, True) if self.cuda else {}
+        own = [
+            1e3 * found[peer] for found in (took, graphs) for peer in ("eager", "compiled", "fused") if peer in found
+        ]
+        others = [
+            f"{key} {1e3 * value:.3f}" for key, value in took.items() if key not in ("eager", "compiled", "fused")
+        ]
+        share = "" if moved is None else f"{100 * moved / took['fused'] / self.rate:.0f}%"
+        self.rows.append([f"{group}: {name}", " ".join(f"{value:.3f}" for value in own), share, ", ".join(others)])
+        self.told.append({"group": group, "name": name, "seconds": took, "graphs": graphs, "moved": moved, **told})
+        ratio = {peer: took[peer] / took["fused"] for peer in ("eager", "compiled") if peer in took}
+        self.ratios.setdefault(group, []).append(ratio)
+        print("  ".join(self.rows[-1]), file=sys.stderr)
+
+    def targets(self, saved: list[float]) -> list[tuple[str, str, bool]]:
+        found = []
+        for group, wanted in TARGETS.items():
+            for peer, least in zip(("eager", "compiled"), wanted, strict=True):
+                values = [ratio[peer] for ratio in self.ratios.get(group, []) if peer in ratio]
+                if least is not None and values:
+                    mean = math.exp(statistics.fmean(map(math.log, values)))
+                    found.append(
+                        (f"{group}, times of {peer} by fused's: at least {least}", f"{mean:.2f}", mean >= least)
+                    )
+        mean = math.exp(statistics.fmean(map(math.log, saved)))
+        return [
+            *found,
+            (f"bytes saved for backward, eager's by fused's: at least {SAVED}", f"{mean:.2f}", mean >= SAVED),
+        ]
+
+
+def add_block(table: Table, shape: tuple[int, ...], device: str, steps: Any) -> float:
+    """A block's training and inference; how many times the fused one's saved bytes eager keeps."""
+    channels, out, size, stride, expansion, kernel = shape
+    images, cuda = table.options.images, device == "cuda"
+    network = block(*shape).to(device).train()  # type: ignore[arg-type]
+    stock, fused = Stock(network), Fused(network, steps)
+    x = torch.randn(images, channels, size, size, device=device, dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=LAST).requires_grad_()
+    gradient = torch.randn(images, out, size // stride, size // stride, device=device).bfloat16()
+    gradient = gradient.contiguous(memory_format=LAST)
+    told = {"errors": errors(network, fused, x, gradient), "shape": shape}
+    described = block_shape(x, block_layers(*network.parts()[:2]))
+    plan = mbconv_plan.plan_for(described)
+    saved = {"eager": saved_bytes(stock, x, True), "fused": saved_bytes(fused, x, False)}
+    compiled: Any = torch.compile(stock, mode="max-autotune-no-cudagraphs") if cuda else None
+
+    def planned(forced: Any) -> Work:
+        def run() -> None:
+            with mbconv_plan.using(forced):
+                step(fused, x, gradient, False)
+
+        return run
+
+    works: dict[str, Work] = {"eager": lambda: step(stock, x, gradient, True), "fused": planned(None)}
+    works |= {f"{one}{' (taken)' if one == plan else ''}": planned(one) for one in mbconv_plan.PLANS}
+    if cuda:
+        works["compiled"] = lambda: step(compiled, x, gradient, True)
+    name = f"{channels}->{out}@{size} e{expansion} k{kernel} s{stride}"
+    table.add("training block", name, works, mbconv_plan.traffic(described, plan), saved=saved, plan=plan, **told)
+    network.eval()
+    works = {"eager": lambda: infer(stock, x, True), "fused": lambda: infer(fused, x, False)}
+    if cuda:
+        works["compiled"] = lambda: infer(compiled, x, True)
+    plan = mbconv_plan.plan_for(described, training=False)
+    table.add("inference block", name, works, mbconv_plan.traffic(described, plan, training=False), plan=plan)
+    return saved["eager"] / saved["fused"]
 
 
 def main() -> None:
@@ -151,56 +241,23 @@ def main() -> None:
         print("bench_mbconv: no GPU here, or a library without CUDA kernels", file=sys.stderr)
         raise SystemExit(2)
     around = harness.machine("torch") | {"gpu": torch.cuda.get_device_name() if cuda else None}
-    rate = copy_rate(options.device)
-    rows, told, ratios = [], [], []
-    for shape in SHAPES:
-        channels, out, size, stride, expansion, _ = shape
-        network = block(*shape).to(options.device).train()
-        fused = Fused(network, mbconv_kernels if cuda else reference_mbconv)
-        made = torch.randn(options.images, channels, size, size, device=options.device, dtype=torch.bfloat16)
-        x = made.contiguous(memory_format=LAST).requires_grad_()
-        gradient = torch.randn(options.images, out, size // stride, size // stride, device=options.device).bfloat16()
-        gradient = gradient.contiguous(memory_format=LAST)
-        found = errors(network, fused, x, gradient)
-        works: dict[str, Callable[[], Any]] = {"eager": lambda: step(network, x, gradient, True)}  # noqa: B023
-        if cuda:
-            compiled: Any = torch.compile(network, mode="max-autotune-no-cudagraphs")
-            works["compiled"] = lambda: step(compiled, x, gradient, True)  # noqa: B023
-        works["fused"] = lambda: step(fused, x, gradient, False)  # noqa: B023
-        took = seconds(works, options.rounds, cuda)
-        replayed = seconds({k: graphed(w) for k, w in works.items()}, options.rounds, True) if cuda else {}
-        saved = {"eager": saved_bytes(network, x, True), "fused": saved_bytes(fused, x, False)}
-        # The byte model of the plan, of X, H, D and O numbers of 2 bytes: 4 X + 6 H + 7 D + 8 O.
-        pixels = options.images * size * size
-        made_of = (4 * channels + 6 * channels * expansion) * pixels
-        made_of += (7 * channels * expansion + 8 * out) * pixels // stride**2
-        share = 2 * made_of / took["fused"] / rate
-        name = f"{channels}->{out}@{size} e{expansion} k{shape[5]} s{stride}"
-        cells = [f"{1e3 * took[peer]:.3f}" if peer in took else "" for peer in (*PEERS, "fused")]
-        cells += [f"{1e3 * replayed[peer]:.3f}" if replayed else "" for peer in ("compiled", "fused")]
-        rows.append([name, *cells, f"{saved['eager'] / saved['fused']:.1f}", f"{100 * share:.0f}%"])
-        told.append({"shape": shape, "seconds": took, "graphs": replayed, "saved": saved, "errors": found})
-        ratios.append({peer: took[peer] / took["fused"] for peer in PEERS if peer in took})
-        ratios[-1]["saved"] = saved["eager"] / saved["fused"]
-        print("  ".join(rows[-1]), file=sys.stderr)
-    targets = []
-    wants = {"eager": ("times of eager", 2.5), "compiled": ("times of compiled", 1.7), "saved": ("bytes saved", 3.0)}
-    for name, (what, wanted) in wants.items():
-        if all(name in ratio for ratio in ratios):
-            mean = math.exp(statistics.fmean(math.log(ratio[name]) for ratio in ratios))
-            targets.append((f"training blocks, {what} by fused's: at least {wanted}", f"{mean:.2f}", mean >= wanted))
-    columns = (
-        "block",
-        "eager ms",
-        "compiled ms",
-        "fused ms",
-        "compiled, graph",
-        "fused, graph",
-        "saved",
-        "of a copy's rate",
-    )
-    settings = {"images": options.images, "copy_bytes_per_second": rate}
-    harness.report("mbconv", options, around, columns, rows, targets, {"settings": settings, "blocks": told})
+    steps: Any = mbconv_kernels if cuda else reference_mbconv
+    table = Table(options)
+    saved = [add_block(table, shape, options.device, steps) for shape in SHAPES]
+    for channels, _, size, stride, expansion, kernel in SHAPES:
+        shape = (options.images, channels * expansion, size, kernel, stride)
+        for direction, works, moved in depthwise_stage(*shape, options.device, steps):
+            name = f"{channels * expansion}@{size} k{kernel} s{stride}"
+            group = f"depthwise {direction}" + (f" k{kernel}" if direction == "forward" else "")
+            table.add(group, name, works, moved)
+    for radix in (2, 4):
+        for name, works in split_attention(radix, options.images, options.device, steps):
+            table.add("Split-Attention", f"radix {radix}, {name}", works)
+    table.add("FBNetV3-G training", "a step", fbnetv3_g(options.images if cuda else 1, options.device, steps))
+    columns = ("what", "eager, compiled, fused ms; the same as CUDA graphs", "of a copy's rate", "fused, by plan")
+    settings = {"images": options.images, "copy_bytes_per_second": table.rate}
+    data = {"settings": settings, "works": table.told}
+    harness.report("mbconv", options, around, columns, table.rows, table.targets(saved), data)
 
 
 if __name__ == "__main__":
