@@ -1,7 +1,9 @@
-"""The 1x1 convolution as a matrix product, against oneDNN's convolution: forward and both gradients, channels_last.
+"""The 1x1 convolution as a matrix product, against oneDNN's convolution, channels_last: forward alone (inference), and
+with both gradients (training).
 
 Shapes are those of the demo's candidates (32 images) and of FBNetV3-B (8 images), from few pixels to many, where
-`pynas.ops.rules.pointwise` says what is taken. Times: convolution over product, round by round.
+`pynas.ops.rules.pointwise` says what is taken. Times: convolution over product, round by round. Of processors with
+AVX-512, which the rule tells apart, the results are pointwise_avx512.json.
 
     PYNAS_BENCH_THREADS=2 python benchmarks/bench_pointwise.py --results
 """
@@ -33,6 +35,11 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
 
 
+def without_gradients(convolve: Callable[..., Tensor], x: Tensor, weight: Tensor) -> Tensor:
+    with torch.no_grad():
+        return convolve(x, weight)
+
+
 def main() -> None:
     options = harness.arguments(__doc__, rounds=15)
     around = harness.machine("torch")
@@ -44,26 +51,32 @@ def main() -> None:
         weight = torch.randn(maps, channels, 1, 1).requires_grad_()
         dy = torch.randn(n, maps, size, size).contiguous(memory_format=torch.channels_last)
 
-        def case(convolve: Callable[..., Tensor], x: Tensor = x, weight: Tensor = weight, dy: Tensor = dy) -> Any:
+        def train(convolve: Callable[..., Tensor], x: Tensor = x, weight: Tensor = weight, dy: Tensor = dy) -> Any:
             return lambda _: torch.autograd.grad(convolve(x, weight), (x, weight), dy)
 
-        cases = {"convolution": case(functional.conv2d), "product": case(product)}
-        for ours, stock in zip(cases["product"](0), cases["convolution"](0), strict=True):
-            assert (ours - stock).norm() <= TOLERANCE * stock.norm()
-        runs = harness.measure(cases, options.rounds)
-        found = {"convolution": runs["convolution"].summary(runs["product"]), "product": runs["product"].summary()}
+        def infer(convolve: Callable[..., Tensor], x: Tensor = x, weight: Tensor = weight) -> Any:
+            return lambda _: (without_gradients(convolve, x, weight),)
+
         pixels = n * size * size
-        name = f"{n} x {channels} to {maps} @{size}"
-        results[name] = found
-        times = found["convolution"]["ratio"]["median"]
         taken = not rules.pointwise(pixels, pixels * channels * maps)
         assert taken == ("Permute" in type(pointwise_conv2d(x, weight).grad_fn).__name__)
-        milliseconds = [f"{1e3 * found[who]['seconds']['median']:.2f}" for who in found]
-        rows.append((name, str(pixels), *milliseconds, f"{times:.2f}", "product" if taken else "convolution"))
-        good = times >= 0.9 if taken else times <= 1.1
-        targets.append((f"{name}: the faster one is taken, or one as fast within a tenth", f"{times:.2f}", good))
+        for mode, case in (("training", train), ("inference", infer)):
+            cases = {"convolution": case(functional.conv2d), "product": case(product)}
+            for ours, stock in zip(cases["product"](0), cases["convolution"](0), strict=True):
+                assert (ours - stock).norm() <= TOLERANCE * stock.norm()
+            runs = harness.measure(cases, options.rounds)
+            found = {"convolution": runs["convolution"].summary(runs["product"]), "product": runs["product"].summary()}
+            name = f"{n} x {channels} to {maps} @{size}, {mode}"
+            results[name] = found
+            times = found["convolution"]["ratio"]["median"]
+            milliseconds = [f"{1e3 * found[who]['seconds']['median']:.2f}" for who in found]
+            rows.append((name, str(pixels), *milliseconds, f"{times:.2f}", "product" if taken else "convolution"))
+            good = times >= 0.9 if taken else times <= 1.1
+            targets.append((f"{name}: the faster one is taken, or one as fast within a tenth", f"{times:.2f}", good))
     columns = ("what", "pixels", "convolution ms", "product ms", "times", "taken")
-    harness.report("pointwise", options, around, columns, rows, targets, {"cases": results})
+    harness.report(
+        "pointwise_avx512" if rules.AVX512 else "pointwise", options, around, columns, rows, targets, {"cases": results}
+    )
 
 
 if __name__ == "__main__":

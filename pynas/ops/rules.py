@@ -13,7 +13,8 @@ MEASURED = True
 
 FEWEST_VALUES = 1 << 16
 MOST_PIXELS = 5120
-MOST_PRODUCTS = 25_000_000 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1 << 62
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+MOST_PRODUCTS = 25_000_000 if AVX512 else 1 << 62
 
 
 def batch_norm(values: int, alone: bool) -> bool:
@@ -47,7 +48,7 @@ def pointwise(pixels: int, products: int) -> bool:
     the pixels times the channels of the input and of the output.
 
     A convolution prepares longer: the product is from 1.8 times as fast for 32 images of one pixel to as fast for 32 of
-    12 x 12 (`bench_pointwise.py`). With AVX-512 oneDNN computes faster than the matrix library, in inference by a third
-    from 40 million products on, and as fast at 10 million (an AMD Zen 4).
+    12 x 12 (`bench_pointwise.py`). With AVX-512 oneDNN is about a tenth faster than the matrix library from 40 million
+    products on (an AMD Zen 4).
     """
     return pixels > MOST_PIXELS or products > MOST_PRODUCTS
