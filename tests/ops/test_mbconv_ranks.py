@@ -70,3 +70,32 @@ def test_a_split_batch_is_the_whole_batch(plan: Any, kind: str, case: str, tmp_p
             mine = slice(start, start + split[rank])
             for i, (value, right) in enumerate(zip(found, exact, strict=True)):
                 close(value, right[mine] if i < 2 else right, tolerance)
+
+
+class Whole(torch.nn.Module):
+    """A block by the plan, as a module."""
+
+    def __init__(self, block: Layers) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mbconv(x, self.block.layers(), self.block.residual)
+
+
+def test_under_distributed_data_parallel_gradients_are_averaged(tmp_path: Path) -> None:
+    block, x, _ = given("gated", torch.float64, True, False)
+    gradient = images(x.shape, torch.float64, seed=9)
+
+    def work(world: World) -> list[Tensor]:
+        network = convert_sync_batchnorm(Whole(copy.deepcopy(block)), ProcessGroupReducer())
+        parallel = torch.nn.parallel.DistributedDataParallel(network)
+        mine = slice(2 * world.rank, 2 * world.rank + 2)
+        parallel(x[mine].contiguous(memory_format=torch.channels_last)).backward(gradient[mine])
+        return [value.grad for value in network.parameters() if value.grad is not None]
+
+    mbconv(x, block.layers(), block.residual).backward(gradient)
+    for found in together(tmp_path / "ranks", 2, work):
+        for mine, parameter in zip(found, block.parameters(), strict=True):
+            assert parameter.grad is not None
+            close(mine, parameter.grad / 2, 1e-11)
