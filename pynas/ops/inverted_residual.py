@@ -35,7 +35,7 @@ class InvertedResidual(nn.Module):
         steps = mbconv_choice.steps_for(x)
         if steps is not None:
             layers = _known(branch, norm)
-            if layers is not None and mbconv_choice.takes(x, layers):
+            if layers is not None and mbconv_choice.takes(x, layers, residual):
                 kept = self.kept(x.to(mbconv_choice.dtype_of(x))) if residual else None
                 return mbconv(x, layers, residual, kept, steps=steps)
         y = in_sequence(branch, x)

@@ -55,11 +55,18 @@ def mbconv(
     """
     check_layers(layers)
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if under_autocast(x):
         x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
             return _mbconv(x, layers, residual, keep, steps or reference_mbconv)
     return _mbconv(x, layers, residual, keep, steps or reference_mbconv)
+
+
+def under_autocast(x: Tensor) -> bool:
+    """Whether autocast computes with x in its own dtype."""
+    device = x.device.type
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return enabled and x.dtype != torch.float64
 
 
 def _mbconv(x: Tensor, layers: MBConvLayers, residual: bool, keep: Tensor | None, steps: ModuleType) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pynas.ops import library, mbconv_kernels, mbconv_plan, reference_mbconv
 from pynas.ops.batch_norm_kernels import statistics_dtype
 from pynas.ops.gate import GateLayers
-from pynas.ops.mbconv import MBConvLayers, mbconv
+from pynas.ops.mbconv import MBConvLayers, mbconv, under_autocast
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 8e-2, torch.float16: 1e-2}
@@ -20,11 +20,8 @@ LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 8e-2, torch.float16: 1e-2}
 
 
 def dtype_of(x: Tensor) -> torch.dtype:
-    """The dtype that a block computes x in: autocast's, else x's own."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+    """The dtype that a block computes x in: autocast's, which leaves float64 alone, else x's own."""
+    return torch.get_autocast_dtype(x.device.type) if under_autocast(x) else x.dtype
 
 
 def steps_for(x: Tensor) -> ModuleType | None:
@@ -34,9 +31,16 @@ def steps_for(x: Tensor) -> ModuleType | None:
     return mbconv_kernels if _trusted(x.device.index, dtype_of(x)) else None
 
 
-def takes(x: Tensor, layers: MBConvLayers) -> bool:
-    """Whether the kernels take x and these layers."""
-    multiple = 8 if dtype_of(x).itemsize == 2 else 4
+def takes(x: Tensor, layers: MBConvLayers, residual: bool) -> bool:
+    """Whether the kernels take x and these layers, and give what the layers would.
+
+    They would not where x is wider than autocast's dtype and is added, for the sum is wide then; and without autocast
+    convolutions refuse an x that is narrower than their weights.
+    """
+    dtype = dtype_of(x)
+    if (residual and x.dtype != dtype) or (x.dtype != statistics_dtype(x) and not under_autocast(x)):
+        return False
+    multiple = 8 if dtype.itemsize == 2 else 4
     channels = (layers.depthwise.in_channels, layers.project.out_channels)
     return (
         x.dim() == 4
@@ -47,7 +51,13 @@ def takes(x: Tensor, layers: MBConvLayers) -> bool:
             value is None or (value.dtype == statistics_dtype(x) and value.device == x.device and value.is_contiguous())
             for value in _tensors(layers)
         )
+        and all(norm is None or _counts(norm) for norm in (layers.expand_norm, layers.norm, layers.project_norm))
     )
+
+
+def _counts(norm: nn.BatchNorm2d) -> bool:
+    """Whether a norm that follows statistics counts its batches."""
+    return norm.running_mean is None or norm.num_batches_tracked is not None
 
 
 def _tensors(layers: MBConvLayers) -> list[Tensor | None]:

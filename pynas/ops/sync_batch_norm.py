@@ -67,6 +67,15 @@ class SyncBatchNorm(_BatchNorm):
         return output
 
 
+class SyncBatchNormAct(SyncBatchNorm):
+    """timm's BatchNormAct2d over all ranks: the activation, and dropout before it, belong to the norm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        dropped: Tensor = self.drop(super().forward(input))  # type: ignore[operator]
+        activated: Tensor = self.act(dropped)  # type: ignore[operator]
+        return activated
+
+
 @torch.no_grad()
 def follow(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
     """The running statistics of one more batch. mean, biased variance: (C,); count: values a channel, float64 ()."""
@@ -306,7 +315,8 @@ def _last(x: Tensor) -> torch.memory_format:
 
 
 def convert_sync_batchnorm(model: nn.Module, reducer: Reducer | None = None) -> nn.Module:
-    """Make every BatchNorm1d, 2d and 3d and every torch.nn.SyncBatchNorm in the model a `SyncBatchNorm`.
+    """Make every BatchNorm1d, 2d and 3d and every torch.nn.SyncBatchNorm in the model a `SyncBatchNorm`, and timm's
+    BatchNormAct2d a `SyncBatchNormAct`.
 
     They stay the objects that they are, wherever they stand and however often, with their parameters, buffers and
     hooks: only their class changes. Returns the model. reducer: None takes torch.distributed's default group where
@@ -326,10 +336,15 @@ def convert_sync_batchnorm(model: nn.Module, reducer: Reducer | None = None) -> 
 def _convert(module: _BatchNorm, reducer: Reducer | None) -> None:
     if any(nn.parameter.is_lazy(value) for value in (*module.parameters(), *module.buffers())):
         raise ValueError(f"{type(module).__name__}: run the network once, so that it knows its channels, then convert")
-    own = type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
+    if (type(module).__module__, type(module).__name__) == ("timm.layers.norm_act", "BatchNormAct2d"):
+        kind: type[SyncBatchNorm] = SyncBatchNormAct
+    else:
+        kind = SyncBatchNormAct if isinstance(module, SyncBatchNormAct) else SyncBatchNorm
+    plain = (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
+    own = type(module).forward not in plain and kind is SyncBatchNorm
     if own or nn.utils.parametrize.is_parametrized(module):
         what = "a forward of its own" if own else "parametrized weights"
         warnings.warn(f"{type(module).__name__} has {what}: its statistics stay those of each rank", stacklevel=3)
         return
-    module.__class__ = SyncBatchNorm
+    module.__class__ = kind
     module.__dict__["_shared"] = _Shared(reducer)
