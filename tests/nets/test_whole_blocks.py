@@ -143,6 +143,12 @@ def test_right_steps_pass_the_trial_and_wrong_ones_do_not(dtype: torch.dtype) ->
     assert found == f"failed on cpu in {dtype}: pynas::mbconv_expand: no kernel image"
 
 
+def test_what_a_trial_said_is_a_constant_of_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mbconv_choice, "_found", {(0, torch.float32): True})
+    asked = torch.compile(lambda x: x + mbconv_choice._trusted(0, torch.float32), backend="eager", fullgraph=True)
+    assert asked(torch.zeros(1)) == 1
+
+
 def test_what_a_trial_says_is_told_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mbconv_choice, "_found", {})
     monkeypatch.setattr(torch.ops.pynas, "has_cuda", lambda: True)

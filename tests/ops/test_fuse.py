@@ -228,13 +228,19 @@ def test_under_autocast_dtypes_are_the_librarys(peers: Any, monkeypatch: pytest.
             torch.testing.assert_close(found, right, rtol=0.05, atol=0.05)
 
 
-def test_a_fused_network_compiles_in_one_graph(peers: Any) -> None:
+def test_a_fused_network_compiles_in_one_graph(peers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     network = peers("torchvision mobilenet_v3_small").eval()
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=LAST)
     expected = network(x)
     fuse(network)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(mbconv_choice, "steps_for", lambda x: reference_mbconv)
+    torch._dynamo.reset()
+    block, given = network.features[5].train(), torch.randn(2, 40, 9, 9).contiguous(memory_format=LAST)
+    right = block(given)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(given), right, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_no_network_is_refused() -> None:
