@@ -19,6 +19,7 @@ from typing import Any
 import harness
 import torch
 from bench_candidate import payloads
+from scipy.stats import t
 
 from pynas.ops import mbconv_choice, reference_mbconv, using
 from pynas.train.candidate import train_candidate
@@ -69,7 +70,8 @@ def main() -> None:
         for epoch in range(EPOCHS):
             whole, layers = ([one[epoch] for one in curves[kind]] for kind in KINDS)
             differences = [a - b for a, b in zip(whole, layers, strict=True)]
-            half = 2.57 * statistics.stdev(differences) / len(differences) ** 0.5  # Student's t of 5 degrees of freedom
+            of_t = float(t.ppf(0.975, len(differences) - 1))
+            half = of_t * statistics.stdev(differences) / len(differences) ** 0.5
             mean = statistics.mean(differences)
             cells = [f"{100 * statistics.mean(v):.2f} ± {100 * statistics.stdev(v):.2f}" for v in (whole, layers)]
             rows.append([f"network {number}, epoch {epoch + 1}", *cells, f"{100 * mean:+.2f} ± {100 * half:.2f}"])

@@ -23,7 +23,7 @@ part() { # NAME SECONDS COMMAND...
 nvidia-smi >"$out/gpu.txt" 2>&1
 part build 600 env PYNAS_WERROR=ON python -m pip install -q --no-build-isolation --no-deps -e .
 part tests 600 python -m pytest -q -m gpu tests/ops
-# One shape of each kernel is enough for these: they take a hundred times as long.
+# The steps alone, in float32 and bfloat16: these take a hundred times as long.
 few="(test_depthwise or test_products) and cuda and (dtype1 or dtype0)"
 for tool in memcheck racecheck initcheck; do
     part "$tool" 900 compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \

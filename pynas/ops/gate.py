@@ -53,7 +53,13 @@ def check_gate(gate: GateLayers, channels: int, splits: int) -> None:
         raise PynasError(f"mbconv: gate of {splits} splits: got {gate.function!r}, allowed: {', '.join(allowed)}")
     hidden = gate.reduce.out_channels
     for conv, shape in ((gate.reduce, (hidden, channels)), (gate.expand, (channels * splits, hidden))):
-        if conv.bias is None or conv.weight.shape != (*shape, 1, 1) or conv.stride != (1, 1) or conv.padding != (0, 0):
+        if (
+            type(conv) is not nn.Conv2d
+            or conv.bias is None
+            or conv.weight.shape != (*shape, 1, 1)
+            or conv.stride != (1, 1)
+            or conv.padding != (0, 0)
+        ):
             raise PynasError(f"mbconv: gate {conv}; allowed: 1x1 from {shape[1]} to {shape[0]} channels, with bias")
 
 

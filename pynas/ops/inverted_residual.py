@@ -36,8 +36,7 @@ class InvertedResidual(nn.Module):
         if steps is not None:
             layers = _known(branch, norm)
             if layers is not None and mbconv_choice.takes(x, layers, residual):
-                kept = self.kept(x.to(mbconv_choice.dtype_of(x))) if residual else None
-                return mbconv(x, layers, residual, kept, steps=steps)
+                return mbconv(x, layers, residual, self.kept(x) if residual else None, steps=steps)
         y = in_sequence(branch, x)
         return norm_and_add(norm, y, x, self.kept(y)) if residual else norm_and_add(norm, y)
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from pynas.ops import library
+from pynas.ops import reference_mbconv as reference
 from pynas.ops.batch_norm_kernels import ACTIVATIONS
 from pynas.ops.reference_mbconv import Norm, NormBackward, Statistics
-from pynas.ops.reference_mbconv import norm_act as norm_act
-from pynas.ops.reference_mbconv import norm_act_backward_sums as norm_act_backward_sums
 
 
 def expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Statistics]:
@@ -90,6 +89,18 @@ def expand_backward(d: Tensor, y: Tensor, after: NormBackward, weight: Tensor, r
 def expand_weight_backward(d: Tensor, y: Tensor, after: NormBackward, x: Tensor) -> Tensor:
     given = (*_of(after.norm), after.sums, after.values)
     return torch.ops.pynas.mbconv_expand_weight_backward(d, y, *given, x)
+
+
+def norm_act(x: Tensor, norm: Norm, gate: Tensor | None, residual: Tensor | None) -> Tensor:
+    if x.dtype == torch.float16:  # which batch-norm's own kernels do not take
+        return reference.norm_act(x, norm, gate, residual)
+    return torch.ops.pynas.batch_norm_act(x, *_of(norm), gate, residual)
+
+
+def norm_act_backward_sums(d: Tensor, x: Tensor, norm: Norm, gate: Tensor | None) -> Tensor:
+    if x.dtype == torch.float16:
+        return reference.norm_act_backward_sums(d, x, norm, gate)
+    return torch.ops.pynas.batch_norm_act_backward_sums(d, x, *_of(norm), gate)
 
 
 def _of(norm: Norm | None) -> tuple[Any, ...]:
