@@ -228,6 +228,21 @@ def add_block(table: Table, shape: tuple[int, ...], device: str, steps: Any) -> 
     return saved["eager"] / saved["fused"]
 
 
+def print_kept(images: int) -> None:
+    """Bytes kept for backward on a CPU, eager's by those of the chosen plans and of each plan."""
+    for plan in (None, *mbconv_plan.PLANS):
+        ratios = []
+        for shape in SHAPES:
+            network = block(*shape).train()
+            x = torch.randn(images, shape[0], shape[2], shape[2], dtype=torch.bfloat16)
+            x = x.contiguous(memory_format=LAST).requires_grad_()
+            with mbconv_plan.using(plan):
+                kept = saved_bytes(Fused(network, reference_mbconv), x, False)
+            ratios.append(saved_bytes(Stock(network), x, True) / kept)
+        mean = math.exp(statistics.fmean(map(math.log, ratios)))
+        print(f"{plan or 'chosen'}: {mean:.2f} ({min(ratios):.1f} to {max(ratios):.1f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
@@ -235,7 +250,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--results", action="store_true", help="also to benchmarks/results/mbconv.json")
+    parser.add_argument("--kept", action="store_true", help="only count the bytes kept for backward, on the CPU")
     options = parser.parse_args()
+    if options.kept:
+        return print_kept(options.images)
     cuda = options.device == "cuda"
     if cuda and not (torch.cuda.is_available() and library.available() and torch.ops.pynas.has_cuda()):
         print("bench_mbconv: no GPU here, or a library without CUDA kernels", file=sys.stderr)
