@@ -244,13 +244,17 @@ class _Driver:
 
     def run_searches(self, names: Sequence[str], executor: Executor) -> None:
         from pynas.fpnas.run import describe
+        from pynas.train.checkpoint import newest_step
 
         bars = {f"search/{name}": f"search {name}" for name in names}
-        begun: dict[str, int] = {}
-        gone: dict[str, int] = dict.fromkeys(bars, 0)
+        begun: dict[str, int] = {}  # the step that a search goes on from
+
+        def step(key: str) -> int:
+            # Not what was reported: a search may die between its checkpoint and the report of it.
+            return newest_step(RunDirectory(self.directory.searches / key.removeprefix("search/")).checkpoints)
 
         def submit(key: str) -> None:
-            begun[key] = gone[key]
+            begun[key] = step(key)
             payload = {"study": str(self.directory.path), "budget": key.removeprefix("search/")}
             executor.submit(key, SEARCH, payload)
 
@@ -263,14 +267,13 @@ class _Driver:
             bar, name = bars[event.key], event.key.removeprefix("search/")
             match event:
                 case Progress(value=row):
-                    gone[event.key] = row["epoch"]
                     self.take(name)
                     self.listener.advance(bar, row["epoch"], describe(row))
                 case Done():
                     self.listener.end(bar)
-                case Failed(reason=reason, kind="died") if gone[event.key] > begun[event.key]:
+                case Failed(reason=reason, kind="died") if step(event.key) > begun[event.key]:
                     # A worker was killed, a job's time was up: what has got on goes on from its checkpoint.
-                    self.listener.say(f"{bar}: {reason}; it goes on after epoch {gone[event.key]}")
+                    self.listener.say(f"{bar}: {reason}; it goes on after step {step(event.key)}")
                     submit(event.key)
                 case Failed(reason=reason):
                     raise SearchStopped(f"{bar}: {reason}; its log is under {self.directory.tasks / event.key}")

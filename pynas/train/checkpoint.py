@@ -27,6 +27,16 @@ PASSED_OVER = ".passed-over"
 _NAME = re.compile(r"step_(\d+)\.pt")
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint in a folder, whosever it is; 0 where there is none."""
+    return max(_steps(folder), default=0)
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    named = ((_NAME.fullmatch(path.name), path) for path in folder.glob("step_*.pt"))
+    return {int(match[1]): path for match, path in named if match}
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one training. `identity` tells them from another training's: it must be equal on resuming."""
@@ -49,8 +59,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """All there are, the newest first."""
-        named = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step_*.pt"))
-        return [path for _, path in sorted(((int(match[1]), path) for match, path in named if match), reverse=True)]
+        return [path for _, path in sorted(_steps(self.folder).items(), reverse=True)]
 
     def newest(self) -> Path | None:
         return next(iter(self.paths()), None)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import pynas
+import pynas.fpnas.study
+from pynas.errors import SearchStopped
+from pynas.fpnas.config import FPNASConfig
+from pynas.fpnas.study import SEARCH, search_budget
+from pynas.listener import Silent
+from pynas.runtime.executor import Done, Event, Executor, Failed, Progress
 from pynas.search.config import read_config
 from pynas.space.space import load_architecture, load_design
 
@@ -254,8 +260,73 @@ def test_what_is_killed_goes_on_and_finds_the_same(
     else:
         assert driver.returncode == 0, err
         assert "search cheap: the worker was killed by signal 9" in err
-        assert "it goes on after epoch" in err
+        assert "it goes on after step" in err
     assert timeless(json.loads(out)) == timeless(finished[1])
+
+
+class Said(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class DiesBeforeItsReports(Executor):
+    """Runs tasks in this process; each dies after its epochs' checkpoints and before it tells of them, `deaths` times,
+    and before its first step from then on where it is `hopeless`.
+    """
+
+    slots = 1
+
+    def __init__(self, deaths: int, hopeless: bool) -> None:
+        self.deaths, self.hopeless = deaths, hopeless
+        self.events: list[Event] = []
+
+    def submit(self, key: str, function: str, payload: Mapping[str, Any]) -> None:
+        def report(row: dict[str, Any]) -> None:
+            if self.deaths:
+                self.deaths -= 1
+                raise ConnectionResetError
+            self.events.append(Progress(key, row))
+
+        assert function == SEARCH
+        if self.hopeless and not self.deaths:
+            self.events.append(Failed(key, "killed anew", "died"))
+            return
+        try:
+            self.events.append(Done(key, search_budget(payload, report)))
+        except ConnectionResetError:
+            self.events.append(Failed(key, "killed", "died"))
+
+    def outcomes(self, timeout: float | None = None) -> Iterator[Event]:
+        while self.events:
+            yield self.events.pop(0)
+
+    def close(self, *, cancel: bool = False) -> None:
+        pass
+
+
+@pytest.mark.parametrize("hopeless", [False, True])
+def test_what_dies_between_a_checkpoint_and_its_report_has_got_on(
+    hopeless: bool, finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what has not got on since it last died is not begun for ever."""
+    monkeypatch.setattr(pynas.fpnas.study, "open_executor", lambda *_, **__: DiesBeforeItsReports(2, hopeless))
+    changes = ("final: {epochs: 2}", "final: {epochs: 0}"), ("  dear: {flops: 30k}\n", "")
+    config, said = read_config(study(tmp_path, *changes)), Said()
+    assert isinstance(config, FPNASConfig)
+    if hopeless:
+        with pytest.raises(SearchStopped, match="search cheap: killed anew; its log is under"):
+            pynas.fpnas.study.search(config, tmp_path / "directory", listener=said)
+    else:
+        results = pynas.fpnas.study.search(config, tmp_path / "directory", listener=said)
+        assert results is not None
+        assert timeless(results["searches"]["cheap"]) == timeless(finished[1]["searches"]["cheap"])
+    assert [line for line in said.lines if "killed" in line] == [
+        "search cheap: killed; it goes on after step 3",
+        "search cheap: killed; it goes on after step 6",
+    ]
 
 
 def test_the_configuration_is_kept_with_every_default(finished: tuple[Path, dict[str, Any]]) -> None:
