@@ -71,7 +71,7 @@ def depthwise_stage(
         return y, *torch.var_mean(y, (0, 2, 3), correction=0)
 
     works: dict[str, Any] = {"eager": forward, **compiled(forward, device)}
-    works["fused"] = lambda x: steps.depthwise(x, norm, weight, stride, True)
+    works["fused"] = lambda x: steps.depthwise(x, norm, weight, stride, kernel // 2, True)
     y = forward(x)[0]
     near(works["fused"](x)[0], y)
     moved = 2 * (x.numel() + y.numel())
@@ -89,7 +89,7 @@ def depthwise_stage(
     after = NormBackward(norm, None, None, torch.zeros(2, channels, device=device), y.numel() // channels)
 
     def fused() -> tuple[Tensor, ...]:
-        return steps.depthwise_backward(d, y, after, weight, x, norm, stride)
+        return steps.depthwise_backward(d, y, after, weight, x, norm, stride, kernel // 2)
 
     dx, dweight = backward(leaf, given)
     near(fused()[0], dx)  # the norm's scale is one

@@ -14,12 +14,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pynas, m) {
   const std::string gated = "Tensor? after_gate, Tensor? dpool, ", sums = "Tensor? sums, float count";
   const std::string made = " -> (Tensor, Tensor, Tensor)";  // activations, mean, variance; the latter may be empty
   define("mbconv_expand(Tensor x, Tensor weight, bool statistics)" + made);
-  define("mbconv_depthwise(Tensor x, " + maybe + ", Tensor kernels, int stride, bool statistics, Tensor? expand)" +
+  define("mbconv_depthwise(Tensor x, " + maybe + ", Tensor kernels, int stride, int padding, bool statistics, Tensor? expand)" +
          made);
   const std::string after =
       "Tensor after_mean, Tensor after_var, Tensor? after_weight, Tensor? after_bias, "
       "float after_eps, int after_act";
-  define("mbconv_depthwise_applied(Tensor x, " + maybe + ", Tensor kernels, int stride, " + after +
+  define("mbconv_depthwise_applied(Tensor x, " + maybe + ", Tensor kernels, int stride, int padding, " + after +
          ", bool pool, Tensor? expand) -> (Tensor, Tensor)");
   define("mbconv_project_applied(Tensor x, Tensor? gate, Tensor project, " + after + ", Tensor? residual) -> Tensor");
   define("mbconv_project(Tensor x, " + norm + ", Tensor? gate, Tensor project, bool statistics)" + made);
@@ -28,7 +28,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pynas, m) {
   define("mbconv_project_weight_backward(" + of + ", " + gated + sums + ", Tensor x, " + norm +
          ", Tensor? gate) -> Tensor");
   define("mbconv_depthwise_backward(" + of + ", " + gated + sums + ", Tensor kernels, Tensor x, " + maybe +
-         ", int stride, Tensor? expand)" + made);
+         ", int stride, int padding, Tensor? expand)" + made);
   define("mbconv_expand_backward(" + of + ", " + sums + ", Tensor weight, Tensor? residual) -> Tensor");
   define("mbconv_gram(Tensor left, Tensor? left_centre, Tensor right, Tensor? right_centre) -> Tensor");
   define(

@@ -163,7 +163,7 @@ cuda::Expansion expansion_of(const Optional& expand, const Tensor& x) {
 }
 
 cuda::DepthwiseShape depthwise_shape(const char* op, const Tensor& x, int64_t channels, const Tensor& kernels,
-                                     int64_t stride) {
+                                     int64_t stride, int64_t padding) {
   const int64_t kernel = kernels.dim() == 4 ? kernels.size(2) : 0;
   PYNAS_REQUIRE(kernel == 3 || kernel == 5 || kernel == 7, op, "kernels", "of shape " + shape_of(kernels),
                 "(C, 1, k, k) with k 3, 5 or 7");
@@ -172,22 +172,26 @@ cuda::DepthwiseShape depthwise_shape(const char* op, const Tensor& x, int64_t ch
                 "of shape " + shape_of(kernels), "1, 2 or 4 for each channel");
   check_float(op, "kernels", kernels, x, {kernels.size(0), 1, kernel, kernel});
   PYNAS_REQUIRE(stride == 1 || stride == 2, op, "stride", std::to_string(stride), "1, 2");
+  PYNAS_REQUIRE(padding >= 0 && padding < kernel, op, "padding", std::to_string(padding), "0 to kernel - 1");
+  PYNAS_REQUIRE(std::min(x.size(2), x.size(3)) + 2 * padding >= kernel, op, "x", "of shape " + shape_of(x),
+                "H and W that with their padding are no less than the kernel");
   return {width(x, 0),
           static_cast<int>(channels),
           width(x, 2),
           width(x, 3),
           static_cast<int>(kernel),
           static_cast<int>(stride),
+          static_cast<int>(padding),
           static_cast<int>(splits)};
 }
 
 Made depthwise(Tensor x, Optional mean, Optional var, Optional weight, Optional bias, double eps, int64_t act,
-               Tensor kernels, int64_t stride, bool statistics, Optional expand) {
+               Tensor kernels, int64_t stride, int64_t padding, bool statistics, Optional expand) {
   const char* const op = "pynas::mbconv_depthwise";
   check_x(op, "x", x);
   const int64_t channels = check_expansion(op, expand, x);
   const cuda::Norm norm = NormGiven{mean, var, weight, bias, eps, act}.of(op, x, channels);
-  const cuda::DepthwiseShape shape = depthwise_shape(op, x, channels, kernels, stride);
+  const cuda::DepthwiseShape shape = depthwise_shape(op, x, channels, kernels, stride, padding);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor y = new_activations(x, x.size(0), shape.maps(), shape.out_h(), shape.out_w());
   const Asked asked(x, shape.maps(), statistics);
@@ -202,14 +206,14 @@ Made depthwise(Tensor x, Optional mean, Optional var, Optional weight, Optional 
 }
 
 std::tuple<Tensor, Tensor> depthwise_applied(Tensor x, Optional mean, Optional var, Optional weight, Optional bias,
-                                             double eps, int64_t act, Tensor kernels, int64_t stride, Tensor after_mean,
+                                             double eps, int64_t act, Tensor kernels, int64_t stride, int64_t padding, Tensor after_mean,
                                              Tensor after_var, Optional after_weight, Optional after_bias,
                                              double after_eps, int64_t after_act, bool pool, Optional expand) {
   const char* const op = "pynas::mbconv_depthwise_applied";
   check_x(op, "x", x);
   const int64_t channels = check_expansion(op, expand, x);
   const cuda::Norm norm = NormGiven{mean, var, weight, bias, eps, act}.of(op, x, channels);
-  const cuda::DepthwiseShape shape = depthwise_shape(op, x, channels, kernels, stride);
+  const cuda::DepthwiseShape shape = depthwise_shape(op, x, channels, kernels, stride, padding);
   const cuda::Norm after =
       NormGiven{after_mean, after_var, after_weight, after_bias, after_eps, after_act}.of(op, x, shape.maps());
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
@@ -330,12 +334,12 @@ Tensor project_weight_backward(Tensor d, Tensor y, Tensor after_mean, Tensor aft
 Made depthwise_backward(Tensor d, Tensor y, Tensor after_mean, Tensor after_var, Optional after_weight,
                         Optional after_bias, double after_eps, int64_t after_act, Optional after_gate, Optional dpool,
                         Optional sums, double count, Tensor kernels, Tensor x, Optional mean, Optional var,
-                        Optional weight, Optional bias, double eps, int64_t act, int64_t stride, Optional expand) {
+                        Optional weight, Optional bias, double eps, int64_t act, int64_t stride, int64_t padding, Optional expand) {
   const char* const op = "pynas::mbconv_depthwise_backward";
   check_x(op, "x", x);
   check_x(op, "y", y);
   const int64_t channels = check_expansion(op, expand, x);
-  const cuda::DepthwiseShape shape = depthwise_shape(op, x, channels, kernels, stride);
+  const cuda::DepthwiseShape shape = depthwise_shape(op, x, channels, kernels, stride, padding);
   const bool made =
       y.size(0) == x.size(0) && y.size(1) == shape.maps() && y.size(2) == shape.out_h() && y.size(3) == shape.out_w();
   PYNAS_REQUIRE(made && y.scalar_type() == x.scalar_type(), op, "y", "of shape " + shape_of(y) + " and " + dtype_of(y),

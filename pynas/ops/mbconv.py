@@ -7,7 +7,7 @@ Shapes: N images, C channels, H x W pixels. docs/kernels.md has the steps, F1 to
 from __future__ import annotations
 
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,12 @@ class MBConvLayers(NamedTuple):
     @property
     def splits(self) -> int:
         return self.depthwise.out_channels // self.depthwise.in_channels
+
+    @property
+    def window(self) -> tuple[int, int, int]:
+        """Kernel, stride and padding of the depthwise convolution."""
+        conv = self.depthwise
+        return conv.kernel_size[0], conv.stride[0], cast(int, conv.padding[0])
 
 
 def mbconv(
@@ -87,7 +93,8 @@ def _mbconv(x: Tensor, layers: MBConvLayers, residual: bool, keep: Tensor | None
         weights += [gate.reduce.weight, gate.reduce.bias, gate.expand.weight, gate.expand.bias]
     inferring = not torch.is_grad_enabled() and not any(of_batch) and keep is None
     static = Static(
-        stride=layers.depthwise.stride[0],
+        stride=layers.window[1],
+        padding=layers.window[2],
         splits=layers.splits,
         act=layers.act,
         gate=None if gate is None else (gate.act, gate.function),
@@ -117,15 +124,13 @@ def block_shape(x: Tensor, layers: MBConvLayers) -> mbconv_plan.BlockShape:
     """What `mbconv_plan` chooses by."""
     depthwise, expanded = layers.depthwise, 0 if layers.expand is None else layers.expand.out_channels
     channels = (x.shape[1], expanded, depthwise.out_channels, layers.project.out_channels)
-    kernel, stride = depthwise.kernel_size[0], depthwise.stride[0]
-    return mbconv_plan.BlockShape(x.shape[0], *channels, x.shape[2], x.shape[3], kernel, stride, x.element_size())
+    return mbconv_plan.BlockShape(x.shape[0], *channels, x.shape[2], x.shape[3], *layers.window, x.element_size())
 
 
 def _counts(x: Tensor, layers: MBConvLayers) -> tuple[int, int, int]:
     """Values a channel of what the three convolutions give, on this rank."""
     n, _, h, w = x.shape
-    stride = layers.depthwise.stride[0]
-    made = n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
+    made = n * mbconv_plan.positions(h, *layers.window) * mbconv_plan.positions(w, *layers.window)
     return n * h * w, made, made
 
 
@@ -135,10 +140,11 @@ def check_layers(layers: MBConvLayers) -> None:
         raise PynasError("mbconv: expand without its norm, or a norm without it; allowed: both or neither")
     conv = layers.depthwise
     kernel = conv.kernel_size[0]
-    square = (conv.kernel_size, conv.padding) == ((kernel, kernel), (kernel // 2, kernel // 2)) and kernel in (3, 5, 7)
+    square = conv.kernel_size == (kernel, kernel) and kernel in (3, 5, 7)
+    padded = conv.padding in [(pixels, pixels) for pixels in range(kernel)]
     each = conv.groups == conv.in_channels and layers.splits in (1, 2, 4)
-    if not square or conv.stride not in ((1, 1), (2, 2)) or not each or not _plain(conv):
-        allowed = "1, 2 or 4 kernels of 3, 5 or 7 a channel, padding of half of them, stride 1 or 2, no bias"
+    if not square or not padded or conv.stride not in ((1, 1), (2, 2)) or not each or not _plain(conv):
+        allowed = "1, 2 or 4 kernels of 3, 5 or 7 a channel, padding less than they, stride 1 or 2, no bias"
         raise PynasError(f"mbconv: depthwise {conv}; allowed: {allowed}")
     for other in (layers.expand, layers.project):
         if other is None:

@@ -24,6 +24,7 @@ class Static(NamedTuple):
     """What of a block is no tensor. Of three: norms 1 to 3, the first of which need not be there."""
 
     stride: int
+    padding: int
     splits: int
     act: str
     gate: tuple[str, str] | None
@@ -84,7 +85,8 @@ class BlockFunction(torch.autograd.Function):
         elif w1 is not None:
             y1, local = steps.expand(x, w1, plan.of_batch[0])
             first = normed(0, local, len(w1))
-        y2, local = steps.depthwise(x if y1 is None else y1, first, w2, plan.stride, plan.of_batch[1], anew)
+        read = (x if y1 is None else y1, first, w2, plan.stride, plan.padding)
+        y2, local = steps.depthwise(*read, plan.of_batch[1], anew)
         second = normed(1, local, len(w2))
         gate = None if plan.gate is None else gate_forward(steps.pooled(y2, second), of_gate, *plan.gate, plan.splits)
         repeated = _repeated(w3, plan.splits)
@@ -144,8 +146,8 @@ class BlockFunction(torch.autograd.Function):
             sums2 = (of_images[1::2] * multiplier + of_images[2::2] * dpool).sum(1)
         second = after(1, sums2, act, multiplier, dpool)
         first_norm, anew = None if w1 is None else norms[0], w1 if plan.recomputed else None
-        given = x if y1 is None else y1
-        dz, dw2, sums1 = steps.depthwise_backward(da, y2, second, w2, given, first_norm, plan.stride, anew)
+        read = (w2, x if y1 is None else y1, first_norm, plan.stride, plan.padding, anew)
+        dz, dw2, sums1 = steps.depthwise_backward(da, y2, second, *read)
         residual = dout if plan.residual else None
         daffine: list[Tensor | None] = [None, None]
         if w1 is None:
@@ -183,7 +185,8 @@ def infer(x: Tensor, static: Static, *given: Any) -> Tensor:
     else:
         x_or_y1 = x
     gated = static.gate is not None
-    a, pooled = steps.depthwise_applied(x_or_y1, norms[0], w2, static.stride, norms[1], gated, anew)
+    read = (x_or_y1, norms[0], w2, static.stride, static.padding)
+    a, pooled = steps.depthwise_applied(*read, norms[1], gated, anew)
     gate = None
     if static.gate is not None:
         gate = gate_forward(pooled, of_gate, *static.gate, static.splits).gate

@@ -13,6 +13,7 @@ from torch import Tensor
 from pynas.ops import library
 from pynas.ops import reference_mbconv as reference
 from pynas.ops.batch_norm_kernels import ACTIVATIONS
+from pynas.ops.mbconv_plan import positions
 from pynas.ops.reference_mbconv import Norm, NormBackward, Statistics
 
 
@@ -21,15 +22,29 @@ def expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Statist
 
 
 def depthwise(
-    x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool, expand: Tensor | None = None
+    x: Tensor,
+    norm: Norm | None,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    statistics: bool,
+    expand: Tensor | None = None,
 ) -> tuple[Tensor, Statistics]:
-    return _made(torch.ops.pynas.mbconv_depthwise(x, *_of(norm), weight, stride, statistics, expand), statistics)
+    given = (x, *_of(norm), weight, stride, padding, statistics, expand)
+    return _made(torch.ops.pynas.mbconv_depthwise(*given), statistics)
 
 
 def depthwise_applied(
-    x: Tensor, norm: Norm | None, weight: Tensor, stride: int, after: Norm, pool: bool, expand: Tensor | None = None
+    x: Tensor,
+    norm: Norm | None,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    after: Norm,
+    pool: bool,
+    expand: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    given = (x, *_of(norm), weight, stride, *_of(after), pool, expand)
+    given = (x, *_of(norm), weight, stride, padding, *_of(after), pool, expand)
     y, pooled = torch.ops.pynas.mbconv_depthwise_applied(*given)
     return y, pooled if pool else None
 
@@ -66,9 +81,11 @@ def depthwise_backward(
     x: Tensor,
     norm: Norm | None,
     stride: int,
+    padding: int,
     expand: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.pynas.mbconv_depthwise_backward(d, y, *_backward(after), weight, x, *_of(norm), stride, expand)
+    given = (weight, x, *_of(norm), stride, padding, expand)
+    return torch.ops.pynas.mbconv_depthwise_backward(d, y, *_backward(after), *given)
 
 
 def gram(left: Tensor, left_centre: Tensor | None, right: Tensor, right_centre: Tensor | None) -> Tensor:
@@ -123,6 +140,10 @@ def _register_fakes() -> None:
         return torch.empty_strided((x.shape[0], channels, h, w), (channels * h * w, 1, channels * w, channels),
                                    dtype=x.dtype, device=x.device)  # fmt: skip
 
+    def convolved(x: Tensor, kernels: Tensor, stride: int, padding: int) -> Tensor:
+        sizes = (positions(size, kernels.shape[2], stride, padding) for size in x.shape[2:])
+        return beside(x, kernels.shape[0], *sizes)
+
     def numbers(x: Tensor, *sizes: Any) -> Tensor:
         return x.new_empty(sizes, dtype=torch.float32)
 
@@ -134,13 +155,12 @@ def _register_fakes() -> None:
         return made(beside(x, weight.shape[0], *x.shape[2:]), statistics)
 
     def fake_depthwise(x: Tensor, *given: Any) -> tuple[Tensor, ...]:
-        kernels, stride, statistics, _ = given[-4:]
-        return made(beside(x, kernels.shape[0], *((size - 1) // stride + 1 for size in x.shape[2:])), statistics)
+        kernels, stride, padding, statistics, _ = given[-5:]
+        return made(convolved(x, kernels, stride, padding), statistics)
 
     def fake_depthwise_applied(x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-        kernels, stride, pool = given[6], given[7], given[-2]
-        y = beside(x, kernels.shape[0], *((size - 1) // stride + 1 for size in x.shape[2:]))
-        return y, numbers(x, x.shape[0] if pool else 0, kernels.shape[0])
+        kernels, stride, padding, pool = *given[6:9], given[-2]
+        return convolved(x, kernels, stride, padding), numbers(x, x.shape[0] if pool else 0, kernels.shape[0])
 
     def fake_project_applied(x: Tensor, gate: Tensor | None, weight: Tensor, *_: Any) -> Tensor:
         return beside(x, weight.shape[0], *x.shape[2:])

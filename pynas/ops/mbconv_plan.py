@@ -22,9 +22,14 @@ OPERATIONS_PER_SECOND = {2: 1e14, 4: 2e13}
 An assumption until it is measured on a GPU."""
 
 
+def positions(size: int, kernel: int, stride: int, padding: int) -> int:
+    """Pixels of a row or column that a convolution makes of `size`."""
+    return (size + 2 * padding - kernel) // stride + 1
+
+
 class BlockShape(NamedTuple):
     """Numbers of images, of channels (given, expanded, made by the depthwise convolution, returned), of pixels, the
-    kernel, the stride, and the bytes of a number."""
+    kernel, the stride, the padding, and the bytes of a number."""
 
     images: int
     channels: int
@@ -35,12 +40,14 @@ class BlockShape(NamedTuple):
     w: int
     kernel: int
     stride: int
+    padding: int
     itemsize: int
 
     def sizes(self) -> tuple[int, int, int, int]:
         """Bytes of X, H, D and O; H is 0 where nothing expands."""
         pixels = self.images * self.h * self.w * self.itemsize
-        made = self.images * -(-self.h // self.stride) * -(-self.w // self.stride) * self.itemsize
+        high, wide = (positions(size, self.kernel, self.stride, self.padding) for size in (self.h, self.w))
+        made = self.images * high * wide * self.itemsize
         return self.channels * pixels, self.expanded * pixels, self.maps * made, self.out * made
 
 

@@ -55,28 +55,41 @@ def expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Statist
 
 
 def depthwise(
-    x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool, expand: Tensor | None = None
+    x: Tensor,
+    norm: Norm | None,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    statistics: bool,
+    expand: Tensor | None = None,
 ) -> tuple[Tensor, Statistics]:
     """F2: the depthwise convolution of act(norm(x)), or of x; statistics.
 
-    weight: (C splits, 1, k, k); padding k // 2. expand: (C, C_in, 1, 1), a 1x1 convolution before the norm whose result
+    weight: (C splits, 1, k, k). expand: (C, C_in, 1, 1), a 1x1 convolution before the norm whose result
     is not kept: x is (N, C_in, H, W).
     """
     given = _expanded(x, expand)
     a = _wide(given) if norm is None else _activated(given, norm)
-    y = F.conv2d(a, weight.to(a.dtype), None, stride, weight.shape[2] // 2, groups=a.shape[1])
+    y = F.conv2d(a, weight.to(a.dtype), None, stride, padding, groups=a.shape[1])
     return y.to(x.dtype), _moments(y, statistics)
 
 
 def depthwise_applied(
-    x: Tensor, norm: Norm | None, weight: Tensor, stride: int, after: Norm, pool: bool, expand: Tensor | None = None
+    x: Tensor,
+    norm: Norm | None,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    after: Norm,
+    pool: bool,
+    expand: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Inference: act(after(...)) of what `depthwise` gives, not rounded in between; its mean over the pixels of each
     image, (N, C splits), if `pool`.
     """
     given = _expanded(x, expand)
     a = _wide(given) if norm is None else _activated(given, norm)
-    y = F.conv2d(a, weight.to(a.dtype), None, stride, weight.shape[2] // 2, groups=a.shape[1])
+    y = F.conv2d(a, weight.to(a.dtype), None, stride, padding, groups=a.shape[1])
     y = _activated(y, after)
     return y.to(x.dtype), y.mean((2, 3)) if pool else None
 
@@ -131,6 +144,7 @@ def depthwise_backward(
     x: Tensor,
     norm: Norm | None,
     stride: int,
+    padding: int,
     expand: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """B4: of the gradient of what follows y's norm: dz, that of norm(x), or of x without a norm; that of the weight;
@@ -142,9 +156,18 @@ def depthwise_backward(
     splits = y.shape[1] // channels
     dy = _gradient(d if splits == 1 else d.repeat_interleave(splits, 1), y, after)
     a = _wide(given) if norm is None else _activated(given, norm)
-    padding = [weight.shape[2] // 2] * 2
     da, dweight, _ = torch.ops.aten.convolution_backward(
-        dy, a, weight.to(a.dtype), None, [stride] * 2, padding, [1, 1], False, [0, 0], channels, [True, True, False]
+        dy,
+        a,
+        weight.to(a.dtype),
+        None,
+        [stride] * 2,
+        [padding] * 2,
+        [1, 1],
+        False,
+        [0, 0],
+        channels,
+        [True, True, False],
     )
     dz = da if norm is None else da * _slope(given, norm)
     xhat = _wide(given) if norm is None else _standardised(given, norm)

@@ -15,7 +15,7 @@ from norms import check_errors, images
 from torch import Tensor, nn
 
 from pynas.errors import PynasError
-from pynas.ops import available, mbconv_kernels, mbconv_plan, reference_mbconv
+from pynas.ops import available, mbconv_choice, mbconv_kernels, mbconv_plan, reference_mbconv
 from pynas.ops.gate import GateLayers
 from pynas.ops.mbconv import MBConvLayers, block_shape, mbconv
 from pynas.ops.reference_batch_norm import activation
@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {  # input, expanded and output channels
     "strided": {"widths": (8, 32, 24), "kernel": 3, "stride": 2, "hidden": 8, "act": "hswish"},
     "not expanded": {"widths": (16, 16, 16), "kernel": 7, "stride": 1, "hidden": 4, "act": "relu"},
     "sigmoid": {"widths": (8, 16, 8), "kernel": 3, "stride": 1, "hidden": 8, "act": "relu6", "gate": "sigmoid"},
+    "padding": {"widths": (8, 16, 8), "kernel": 3, "stride": 2, "hidden": 8, "act": "hswish", "padding": 0},
     "radix 2": {"widths": (8, 32, 8), "kernel": 3, "stride": 1, "hidden": 8, "act": "swish", "splits": 2},
     "radix 4": {"widths": (8, 16, 24), "kernel": 5, "stride": 2, "hidden": 4, "act": "hswish", "splits": 4},
 }
@@ -59,13 +60,15 @@ class Layers(nn.Module):
         act: str,
         splits: int = 1,
         gate: str = "hsigmoid",
+        padding: int | None = None,
     ) -> None:
         super().__init__()
         given, mid, made = widths
         self.expand = nn.Conv2d(given, mid, 1, bias=False) if mid != given else None
         self.norm1 = None if self.expand is None else nn.BatchNorm2d(mid)
         maps = mid * splits
-        self.depthwise = nn.Conv2d(mid, maps, kernel, stride, kernel // 2, groups=mid, bias=False)
+        pad = kernel // 2 if padding is None else padding
+        self.depthwise = nn.Conv2d(mid, maps, kernel, stride, pad, groups=mid, bias=False)
         self.norm2 = nn.BatchNorm2d(maps, momentum=None)
         self.reduce = nn.Conv2d(mid, hidden, 1) if hidden else None
         self.widen = nn.Conv2d(hidden, maps, 1) if hidden else None
@@ -202,13 +205,24 @@ def test_what_is_kept_for_backward_is_x_and_what_three_convolutions_give(plan: A
     assert mbconv_plan.saved_activations(shape, plan) == 4 * pixels * (8 + expanded + 32 + 8)
 
 
+@pytest.mark.parametrize("dtype", mbconv_choice.DTYPES)
+def test_the_gpus_arithmetic_passes_the_trial(dtype: torch.dtype, plan: str) -> None:
+    if plan == "stored":  # a trial has both
+        assert mbconv_choice.trial(EMULATED, torch.device("cpu"), dtype) == ""
+
+
 def test_layers_that_no_step_computes_are_refused() -> None:
     block, x, _ = given("plain", torch.float32, True, False)
     layers = block.layers()
     for changed, message in (
-        (layers._replace(depthwise=nn.Conv2d(48, 48, 3, groups=48, bias=False)), "mbconv: depthwise Conv2d.*; allowed"),
+        (
+            layers._replace(depthwise=nn.Conv2d(48, 48, 3, 3, groups=48, bias=False)),
+            "mbconv: depthwise Conv2d.*; allow",
+        ),
         (layers._replace(depthwise=nn.Conv2d(48, 48, 3, padding=1, bias=False)), "mbconv: depthwise Conv2d.*; allowed"),
         (layers._replace(depthwise=nn.Conv2d(48, 48, 9, padding=4, groups=48, bias=False)), "3, 5 or 7 a channel"),
+        (layers._replace(depthwise=nn.Conv2d(48, 48, 3, padding=3, groups=48, bias=False)), "padding less than they"),
+        (layers._replace(depthwise=nn.Conv2d(48, 48, 3, padding="same", groups=48, bias=False)), "padding less than"),
         (layers._replace(depthwise=nn.Conv2d(48, 144, 3, padding=1, groups=48, bias=False)), "1, 2 or 4 kernels"),
         (layers._replace(depthwise=nn.Conv2d(48, 96, 3, padding=1, groups=48, bias=False)), "without a gate"),
         (

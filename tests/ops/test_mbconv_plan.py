@@ -11,7 +11,7 @@ from pynas.ops.mbconv_plan import BlockShape, plan_for, saved_activations, traff
 
 def shape(channels: int, size: int, expansion: int, kernel: int, out: int | None = None, stride: int = 1) -> BlockShape:
     mid = channels * expansion
-    return BlockShape(256, channels, mid, mid, out or channels, size, size, kernel, stride, 2)
+    return BlockShape(256, channels, mid, mid, out or channels, size, size, kernel, stride, kernel // 2, 2)
 
 
 BLOCKS = [shape(16, 112, 4, 3), shape(16, 112, 4, 5, 24, 2), shape(24, 56, 4, 5), shape(40, 28, 5, 5)]

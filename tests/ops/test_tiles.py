@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pynas.ops import available, mbconv_kernels
 from pynas.ops import reference_mbconv as reference
+from pynas.ops.mbconv_plan import positions
 from pynas.ops.reference_mbconv import Norm, NormBackward
 
 CAPS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -102,19 +103,41 @@ def test_depthwise(steps: Any, kernel: int, stride: int, dtype: torch.dtype) -> 
         act = ("hswish", "swish", "relu", "identity", "relu6")[i % 5]
         x, weight = draw.images(n, c, h, w), draw(c * splits, 1, kernel, kernel) / kernel
         norm = draw.norm(c, act) if i != 4 else None
-        check(steps, "depthwise", dtype, x, norm, weight, stride, True)
+        check(steps, "depthwise", dtype, x, norm, weight, stride, kernel // 2, True)
         known = draw.norm(c * splits, act)
-        check(steps, "depthwise_applied", dtype, x, norm, weight, stride, known, i != 2)
+        check(steps, "depthwise_applied", dtype, x, norm, weight, stride, kernel // 2, known, i != 2)
         y = draw.images(n, c * splits, (h - 1) // stride + 1, (w - 1) // stride + 1)
         d = draw.images(n, c, *y.shape[2:], mean=0.0)
         after = draw.backward(y, act, ("none", "images", "channels")[i % 3], sums=i != 3)
-        check(steps, "depthwise_backward", dtype, d, y, after, weight, x, norm, stride)
+        check(steps, "depthwise_backward", dtype, d, y, after, weight, x, norm, stride, kernel // 2)
         if norm is not None:
             inputs = (8, 40, 24, 16, 8, 72, 8)[i]  # more and fewer than a panel's terms
             x, expand = draw.images(n, inputs, h, w), (draw(c, inputs, 1, 1) / math.sqrt(inputs)).to(dtype).float()
-            check(steps, "depthwise", dtype, x, norm, weight, stride, True, expand)
-            check(steps, "depthwise_applied", dtype, x, norm, weight, stride, known, True, expand)
-            check(steps, "depthwise_backward", dtype, d, y, after, weight, x, norm, stride, expand)
+            check(steps, "depthwise", dtype, x, norm, weight, stride, kernel // 2, True, expand)
+            check(steps, "depthwise_applied", dtype, x, norm, weight, stride, kernel // 2, known, True, expand)
+            check(steps, "depthwise_backward", dtype, d, y, after, weight, x, norm, stride, kernel // 2, expand)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel", "padding"), [(k, padding) for k in (3, 5, 7) for padding in range(k) if padding != k // 2]
+)
+@pytest.mark.parametrize("steps", WHERE)
+def test_depthwise_with_any_padding(steps: Any, kernel: int, padding: int, stride: int) -> None:
+    """Gradients of stride 2 go by the parity of padding; tiles may begin a pixel before the image."""
+    dtype = DTYPES[(kernel + padding) % 3]
+    for i, (n, c, h, w) in enumerate([(1, 8, 17, 16), (2, 8, 7, 8)]):
+        draw = Draw(padding, dtype)
+        splits = 1 + i
+        x, weight, norm = draw.images(n, c, h, w), draw(c * splits, 1, kernel, kernel) / kernel, draw.norm(c, "swish")
+        inputs, expand = draw.images(n, 16, h, w), (draw(c, 16, 1, 1) / 4).to(dtype).float()
+        made = [positions(size, kernel, stride, padding) for size in (h, w)]
+        y, d = draw.images(n, c * splits, *made), draw.images(n, c, *made, mean=0.0)
+        after, known = draw.backward(y, "swish", "channels"), draw.norm(c * splits, "swish")
+        for given in ((x, None), (inputs, expand))[: 2 - i]:
+            check(steps, "depthwise", dtype, given[0], norm, weight, stride, padding, True, given[1])
+            check(steps, "depthwise_applied", dtype, given[0], norm, weight, stride, padding, known, True, given[1])
+            check(steps, "depthwise_backward", dtype, d, y, after, weight, given[0], norm, stride, padding, given[1])
 
 
 # --- products: fewer rows, columns and terms than a tile, and tails of each ---
@@ -168,7 +191,7 @@ def test_a_large_mean_costs_no_more_than_in_torchs_own() -> None:
     draw = Draw(0, torch.float32)
     for mean in (1e3, 1e4):
         x, weight = draw.images(2, 8, 20, 20, mean=mean), torch.eye(8)[:, :, None, None]
-        for found in (tiles.expand(x, weight, True), tiles.depthwise(x, None, torch.ones(8, 1, 3, 3), 1, False)):
+        for found in (tiles.expand(x, weight, True), tiles.depthwise(x, None, torch.ones(8, 1, 3, 3), 1, 1, False)):
             assert found[0].isfinite().all()
         _, statistics = tiles.expand(x, weight, True)
         var, exact_mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
@@ -181,7 +204,7 @@ def test_the_same_bits_when_repeated() -> None:
     draw = Draw(0, torch.bfloat16)
     x, weight = draw.images(2, 40, 19, 23), draw(40, 1, 5, 5)
     norm, after = draw.norm(40, "swish"), draw.backward(x, "swish", "channels")
-    one, other = (flat(tiles.depthwise_backward(x, x, after, weight, x, norm, 1)) for _ in range(2))
+    one, other = (flat(tiles.depthwise_backward(x, x, after, weight, x, norm, 1, 2)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pynas.ops.batch_norm_kernels import ACTIVATIONS
+from pynas.ops.mbconv_plan import positions
 from pynas.ops.reference_mbconv import Norm, NormBackward
 
 SOURCE = Path(__file__).with_name("tiles.cpp")
@@ -59,7 +60,7 @@ GATE = structure(("values", ctypes.c_void_p), ("by_channel", ctypes.c_bool))
 BACKWARD = structure(("norm", NORM), ("gate", GATE), *pointers("dpool", "sums"), ("share", ctypes.c_float))
 STATISTICS = structure(*pointers("mean", "var"))
 PIXELS = structure(*ints("groups", "rows"))
-SHAPE = structure(*ints("n", "channels", "h", "w", "kernel", "stride", "splits"))
+SHAPE = structure(*ints("n", "channels", "h", "w", "kernel", "stride", "padding", "splits"))
 EXPANSION = structure(*pointers("weight"), *ints("in"))
 OF_PIXELS = [("pixels", PIXELS), *ints("in", "out")]
 STEPS = {
@@ -183,31 +184,47 @@ def expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Statist
     return y, found
 
 
-def _shape(x: Tensor, weight: Tensor, stride: int, expand: Tensor | None) -> dict[str, Any]:
+def _shape(x: Tensor, weight: Tensor, stride: int, padding: int, expand: Tensor | None) -> dict[str, Any]:
     n, c, h, w = x.shape
     channels = c if expand is None else len(expand)
-    shape = SHAPE(n, channels, h, w, weight.shape[2], stride, len(weight) // channels)
+    shape = SHAPE(n, channels, h, w, weight.shape[2], stride, padding, len(weight) // channels)
     return {"shape": shape, "expansion": EXPANSION(address(expand), c)}
 
 
+def _convolved(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    sizes = (positions(size, weight.shape[2], stride, padding) for size in x.shape[2:])
+    return blank(len(x), len(weight), *sizes, dtype=x.dtype)
+
+
 def depthwise(
-    x: Tensor, norm: Norm | None, weight: Tensor, stride: int, statistics: bool, expand: Tensor | None = None
+    x: Tensor,
+    norm: Norm | None,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    statistics: bool,
+    expand: Tensor | None = None,
 ) -> tuple[Tensor, Statistics]:
-    n, _, h, w = x.shape
-    y = blank(n, len(weight), (h - 1) // stride + 1, (w - 1) // stride + 1, dtype=x.dtype)
+    y = _convolved(x, weight, stride, padding)
     own, found = _written(len(weight), statistics)
-    shape = _shape(x, weight, stride, expand)
+    shape = _shape(x, weight, stride, padding, expand)
     run("Depthwise", x, **shape, norm=norm_of(norm), x=x, weight=weight, y=y, statistics=own)
     return y, found
 
 
 def depthwise_applied(
-    x: Tensor, norm: Norm | None, weight: Tensor, stride: int, after: Norm, pool: bool, expand: Tensor | None = None
+    x: Tensor,
+    norm: Norm | None,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    after: Norm,
+    pool: bool,
+    expand: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    n, _, h, w = x.shape
-    y = blank(n, len(weight), (h - 1) // stride + 1, (w - 1) // stride + 1, dtype=x.dtype)
-    found = blank(n, len(weight)) if pool else None
-    shared = {**_shape(x, weight, stride, expand), "norm": norm_of(norm), "after": norm_of(after)}
+    y = _convolved(x, weight, stride, padding)
+    found = blank(len(x), len(weight)) if pool else None
+    shared = {**_shape(x, weight, stride, padding, expand), "norm": norm_of(norm), "after": norm_of(after)}
     run("DepthwiseApplied", x, **shared, x=x, weight=weight, y=y, pooled=found)
     return y, found
 
@@ -268,13 +285,14 @@ def depthwise_backward(
     x: Tensor,
     norm: Norm | None,
     stride: int,
+    padding: int,
     expand: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
     c = c if expand is None else len(expand)
     dz, dweight, sums = blank(n, c, h, w, dtype=x.dtype), torch.full_like(weight, torch.nan), blank(2, c)
     shared = {
-        **_shape(x, weight, stride, expand),
+        **_shape(x, weight, stride, padding, expand),
         "d": d,
         "y": y,
         "after": backward_of(after),

@@ -56,14 +56,15 @@ struct Expand {
   float* scratch;
 };
 
-// Images of a depthwise convolution with padding kernel / 2; kernel is 3, 5 or 7, stride 1 or 2. A channel has `splits`
-// kernels, 1, 2 or 4, whose results stand side by side: the output has channels * splits maps.
+// Images of a depthwise convolution; kernel is 3, 5 or 7, stride 1 or 2, padding less than kernel and enough that the
+// output has a pixel. A channel has `splits` kernels, 1, 2 or 4, whose results stand side by side: the output has
+// channels * splits maps.
 struct DepthwiseShape {
-  int n, channels, h, w, kernel, stride, splits;
+  int n, channels, h, w, kernel, stride, padding, splits;
 
   int maps() const { return channels * splits; }
-  int out_h() const { return (h - 1) / stride + 1; }
-  int out_w() const { return (w - 1) / stride + 1; }
+  int out_h() const { return (h + 2 * padding - kernel) / stride + 1; }
+  int out_w() const { return (w + 2 * padding - kernel) / stride + 1; }
 };
 
 // A 1x1 convolution whose result is not in memory: x (pixels, in) stands for x weight^T, weight (channels, in), of

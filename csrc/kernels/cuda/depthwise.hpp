@@ -16,7 +16,7 @@ namespace pynas::kernels::cuda {
 namespace depthwise {
 
 struct Shape {
-  int n, channels, h, w, out_h, out_w;
+  int n, channels, h, w, out_h, out_w, padding;
   int shift;  // a channel has 2^shift maps
 
   PYNAS_BOTH int maps() const { return channels << shift; }
@@ -44,13 +44,13 @@ struct Tiles {
   }
 };
 
-// Tile number `i`: its image, and the pixel that it begins with.
+// Tile number `i`: its image, and the pixel that it begins with, the first tile's being -before.
 struct Tile {
-  PYNAS_DEVICE Tile(const Tiles& tiles, int64_t i, int side) {
+  PYNAS_DEVICE Tile(const Tiles& tiles, int64_t i, int side, int before = 0) {
     const int of_image = tiles.high * tiles.wide, at = static_cast<int>(i % of_image);
     image = static_cast<int>(i / of_image);
-    row = at / tiles.wide * side;
-    column = at % tiles.wide * side;
+    row = at / tiles.wide * side - before;
+    column = at % tiles.wide * side - before;
   }
   int image, row, column;
 };
@@ -152,7 +152,7 @@ struct Forward {
                                   int first, bool loaded) {
     const Shape& s = a.shape;
     const auto at = [&](int p) -> int64_t {
-      const int row = tile.row * stride - kernel / 2 + p / halo, column = tile.column * stride - kernel / 2 + p % halo;
+      const int row = tile.row * stride - s.padding + p / halo, column = tile.column * stride - s.padding + p % halo;
       const bool inside = row >= 0 && row < s.h && column >= 0 && column < s.w;
       return inside ? (static_cast<int64_t>(tile.image) * s.h + row) * s.w + column : -1;
     };
@@ -175,7 +175,7 @@ struct Forward {
     for (int v = 0; v < vector; ++v)
       if (real) channel[v] = Channel(a.norm, c + v);
     for (int p = t / parts; p < halo * halo; p += threads / parts) {
-      const int row = tile.row * stride - kernel / 2 + p / halo, column = tile.column * stride - kernel / 2 + p % halo;
+      const int row = tile.row * stride - s.padding + p / halo, column = tile.column * stride - s.padding + p % halo;
       Vector<T, vector> values{};
       const bool inside = real && row >= 0 && row < s.h && column >= 0 && column < s.w;
       if (inside)
@@ -252,7 +252,14 @@ struct Backward {
                      // a channel's first map has, the others zeros
   };
 
-  static Tiles tiles_of(const Arguments& a) { return Tiles::of(a.shape.n, a.shape.h, a.shape.w, side, a.shape.maps()); }
+  // Of stride 2, which pixels a weight meets alternates. That the first of a tile is always met by the same of them,
+  // whatever the padding, tiles begin a pixel before the image where its parity is not that of kernel / 2.
+  PYNAS_BOTH static int before(const Shape& s) { return stride == 2 ? (kernel / 2 - s.padding) & 1 : 0; }
+  PYNAS_BOTH static Tiles tiles_of(const Shape& s) {
+    return Tiles::of(s.n, s.h + before(s), s.w + before(s), side, s.maps());
+  }
+
+  static Tiles tiles_of(const Arguments& a) { return tiles_of(a.shape); }
   static Grid grid(const Arguments& a) { return grid_of(tiles_of(a), a.shape.maps()); }
   static int bytes(const Arguments& a) { return a.expansion.weight ? sizeof(Shared) : offsetof(Shared, x); }
 
@@ -262,12 +269,12 @@ struct Backward {
   struct Strip {
     float centred[strip], da[strip];  // x - mean, and the gradient of a
     int64_t at;                       // where the first pixel is in x
-    int real;                         // pixels; none at the edges
+    int begin, real;                  // those within the image: none at the edges
   };
 
   PYNAS_DEVICE static void run(const Block<threads>& block, Shared& shared, const Arguments& a, Index at) {
     const Shape& s = a.shape;
-    const Tiles tiles = Tiles::of(s.n, s.h, s.w, side, s.maps());
+    const Tiles tiles = tiles_of(s);
     const int first = at.x * lanes, maps = s.maps();
     PerThread<Sums, threads> sums;
     block.each([&](int t) {
@@ -277,7 +284,7 @@ struct Backward {
     const int64_t begin = static_cast<int64_t>(at.y) * tiles.length;
     const int64_t end = begin + tiles.length < tiles.count ? begin + tiles.length : tiles.count;
     for (int64_t i = begin; i < end; ++i) {
-      const Tile tile(tiles, i, side);
+      const Tile tile(tiles, i, side, before(s));
       block.each([&](int t) { fill(shared, a, tile, first, t); });
       if (a.expansion.weight != nullptr) expand(block, shared, a, tile, first, i > begin);
       PYNAS_ROLLED
@@ -307,8 +314,8 @@ struct Backward {
   }
 
   // The output pixel that the tile's first column or row of dy is: the first whose window reaches the tile.
-  PYNAS_DEVICE static int first_of(int pixel) {
-    const int reach = pixel + kernel / 2 - (kernel - 1);
+  PYNAS_DEVICE static int first_of(int pixel, int padding) {
+    const int reach = pixel + padding - (kernel - 1);
     return stride == 1 ? reach : (reach + 1) >> 1;  // rounded up, below zero too
   }
 
@@ -330,7 +337,7 @@ struct Backward {
       if (after.gate.values != nullptr) gate[v] = after.gate.values[after.gate.by_channel ? of_group : tile.image];
     }
     for (int p = t / parts; p < halo * halo; p += threads / parts) {
-      const int row = first_of(tile.row) + p / halo, column = first_of(tile.column) + p % halo;
+      const int row = first_of(tile.row, s.padding) + p / halo, column = first_of(tile.column, s.padding) + p % halo;
       const bool inside = real && row >= 0 && row < s.out_h && column >= 0 && column < s.out_w;
       const int64_t from = ((static_cast<int64_t>(tile.image) * s.out_h + row) * s.out_w + column) * maps + map;
       Vector<T, vector> d{}, y{};
@@ -346,7 +353,8 @@ struct Backward {
     const Shape& s = a.shape;
     const auto at = [&](int p) -> int64_t {
       const int row = tile.row + p / side, column = tile.column + p % side;
-      return row < s.h && column < s.w ? (static_cast<int64_t>(tile.image) * s.h + row) * s.w + column : -1;
+      const bool inside = row >= 0 && row < s.h && column >= 0 && column < s.w;
+      return inside ? (static_cast<int64_t>(tile.image) * s.h + row) * s.w + column : -1;
     };
     const auto to = [&](int p, int lane, float value) { shared.x[p][lane] = value; };
     Expander<T, lanes>::run(block, shared.panels, a.expansion, a.x, first >> s.shift, s.channels, side * side, loaded,
@@ -370,7 +378,9 @@ struct Backward {
     const int lane = t % lanes, c = (first + lane) >> s.shift;
     const int r = unit / (side / strip), q = unit % (side / strip) * strip;
     const int row = tile.row + r, column = tile.column + q;
-    made.real = row < s.h && c < s.channels ? (s.w - column < strip ? s.w - column : strip) : 0;
+    const bool inside = row >= 0 && row < s.h && c < s.channels;
+    made.begin = column < 0 ? -column : 0;
+    made.real = inside ? (s.w - column < strip ? s.w - column : strip) : 0;
     PYNAS_UNROLL
     for (int j = 0; j < strip; ++j) made.da[j] = 0.0f;
     if (made.real <= 0) return;
@@ -379,18 +389,19 @@ struct Backward {
     float act[strip];
     PYNAS_UNROLL
     for (int j = 0; j < strip; ++j) {
+      const bool real = j >= made.begin && j < made.real;
       float x = 0.0f;
-      if (j < made.real)
+      if (real)
         x = a.expansion.weight != nullptr ? shared.x[r * side + q + j][lane >> s.shift]
                                           : value_of(a.x[made.at + static_cast<int64_t>(j) * s.channels]);
       made.centred[j] = x - channel.mean;
-      act[j] = j < made.real ? activate(a.norm.act, channel(x)) : 0.0f;
+      act[j] = real ? activate(a.norm.act, channel(x)) : 0.0f;
     }
     PYNAS_UNROLL
     for (int ky = 0; ky < kernel; ++ky) {
-      // Row r meets ky at dy's row (row + kernel / 2 - ky) / stride, if that is whole.
-      if (stride == 2 && ((row + kernel / 2 - ky) & 1)) continue;
-      const int of_dy = (row + kernel / 2 - ky) / stride - first_of(tile.row);
+      // Row r meets ky at dy's row (row + padding - ky) / stride, if that is whole.
+      if (stride == 2 && ((row + s.padding - ky) & 1)) continue;
+      const int of_dy = (row + s.padding - ky) / stride - first_of(tile.row, s.padding);
       // q is a multiple of 8, and tiles begin at such: the columns that a strip meets begin with the same of dy.
       constexpr int read = (strip + kernel - 2) / stride + 1;
       const float (*values)[lanes] = shared.dy + of_dy * halo + q / stride;
@@ -402,7 +413,7 @@ struct Backward {
         const float weight = shared.weight[ky * kernel + kx][lane];
         PYNAS_UNROLL
         for (int j = 0; j < strip; ++j) {
-          // Column j meets kx at (column + j + kernel / 2 - kx) / stride; column is even, the first is of its reach.
+          // Column j meets kx at (column + j + padding - kx) / stride, and column + padding is even with half's parity.
           constexpr int half = kernel / 2;
           if (stride == 2 && ((j + half - kx) & 1)) continue;
           const int i = stride == 1 ? j + kernel - 1 - kx : (j + half - kx) / 2 - ((half - kernel + 2) >> 1);
@@ -421,7 +432,7 @@ struct Backward {
     const Channel channel(a.norm, c);
     PYNAS_UNROLL
     for (int j = 0; j < strip; ++j)
-      if (j < made.real) {
+      if (j >= made.begin && j < made.real) {
         const float dz = chain(a.norm.act, made.da[j], channel(made.centred[j] + channel.mean));
         put(a.dz + made.at + static_cast<int64_t>(j) * s.channels, dz);
         sums.total += dz;

@@ -40,7 +40,7 @@ inline int shift_of(int splits) {
 }
 
 inline depthwise::Shape shape_of(const DepthwiseShape& s) {
-  return {s.n, s.channels, s.h, s.w, s.out_h(), s.out_w(), shift_of(s.splits)};
+  return {s.n, s.channels, s.h, s.w, s.out_h(), s.out_w(), s.padding, shift_of(s.splits)};
 }
 
 inline int depthwise_side(const DepthwiseShape& s) {
