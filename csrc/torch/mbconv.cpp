@@ -14,8 +14,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pynas, m) {
   const std::string gated = "Tensor? after_gate, Tensor? dpool, ", sums = "Tensor? sums, float count";
   const std::string made = " -> (Tensor, Tensor, Tensor)";  // activations, mean, variance; the latter may be empty
   define("mbconv_expand(Tensor x, Tensor weight, bool statistics)" + made);
-  define("mbconv_depthwise(Tensor x, " + maybe + ", Tensor kernels, int stride, int padding, bool statistics, Tensor? expand)" +
-         made);
+  define("mbconv_depthwise(Tensor x, " + maybe +
+         ", Tensor kernels, int stride, int padding, bool statistics, Tensor? expand)" + made);
   const std::string after =
       "Tensor after_mean, Tensor after_var, Tensor? after_weight, Tensor? after_bias, "
       "float after_eps, int after_act";

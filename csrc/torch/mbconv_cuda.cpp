@@ -206,9 +206,10 @@ Made depthwise(Tensor x, Optional mean, Optional var, Optional weight, Optional 
 }
 
 std::tuple<Tensor, Tensor> depthwise_applied(Tensor x, Optional mean, Optional var, Optional weight, Optional bias,
-                                             double eps, int64_t act, Tensor kernels, int64_t stride, int64_t padding, Tensor after_mean,
-                                             Tensor after_var, Optional after_weight, Optional after_bias,
-                                             double after_eps, int64_t after_act, bool pool, Optional expand) {
+                                             double eps, int64_t act, Tensor kernels, int64_t stride, int64_t padding,
+                                             Tensor after_mean, Tensor after_var, Optional after_weight,
+                                             Optional after_bias, double after_eps, int64_t after_act, bool pool,
+                                             Optional expand) {
   const char* const op = "pynas::mbconv_depthwise_applied";
   check_x(op, "x", x);
   const int64_t channels = check_expansion(op, expand, x);
@@ -334,7 +335,8 @@ Tensor project_weight_backward(Tensor d, Tensor y, Tensor after_mean, Tensor aft
 Made depthwise_backward(Tensor d, Tensor y, Tensor after_mean, Tensor after_var, Optional after_weight,
                         Optional after_bias, double after_eps, int64_t after_act, Optional after_gate, Optional dpool,
                         Optional sums, double count, Tensor kernels, Tensor x, Optional mean, Optional var,
-                        Optional weight, Optional bias, double eps, int64_t act, int64_t stride, int64_t padding, Optional expand) {
+                        Optional weight, Optional bias, double eps, int64_t act, int64_t stride, int64_t padding,
+                        Optional expand) {
   const char* const op = "pynas::mbconv_depthwise_backward";
   check_x(op, "x", x);
   check_x(op, "y", y);
