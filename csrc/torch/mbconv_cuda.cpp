@@ -1,34 +1,22 @@
 // The steps of an inverted residual block on a GPU: float32, bfloat16, float16. docs/kernels.md has them as F1 to B5.
 #ifdef PYNAS_HAS_CUDA
-#include "../kernels/cuda/launch.hpp"
-
-#include <algorithm>
 #include <tuple>
 
-#include "activations.hpp"
+#include "steps_cuda.hpp"
 
 namespace pynas::torch_glue {
 namespace mbconv_cuda {
 
-namespace cuda = kernels::cuda;
-typedef std::optional<Tensor> Optional;
+using namespace steps_cuda;
 typedef std::tuple<Tensor, Tensor, Tensor> Made;  // activations and their statistics, empty where nobody asked
 
+// As check_rows, in whole vectors of 16 bytes.
 void check_x(const char* op, const char* argument, const Tensor& x) {
-  const ScalarType dtype = x.scalar_type();
-  PYNAS_REQUIRE(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, op, argument,
-                dtype_of(x), "float32, bfloat16, float16");
-  check_layout(op, argument, x);
-  bool fits = x.size(1) > 0 && x.size(1) % (dtype == ScalarType::Float ? 4 : 8) == 0 && x.size(2) > 0 && x.size(3) > 0;
-  for (const int64_t d : {0, 1, 2, 3}) fits = fits && is_size(x.size(d));
-  fits = fits && x.size(0) * x.size(2) <= 2147483647 && x.size(0) * x.size(2) * x.size(3) <= 2147483647;
-  PYNAS_REQUIRE(fits, op, argument, "of shape " + shape_of(x),
-                "(N, C, H, W) with C a multiple of 8 (4 of float32), H, W > 0 and fewer than 2^31 pixels");
-}
-
-void check_float(const char* op, const char* argument, const Optional& tensor, const Tensor& x,
-                 std::initializer_list<int64_t> sizes) {
-  if (tensor.has_value()) check_dense(op, argument, *tensor, x, ScalarType::Float, "float32", sizes);
+  check_rows(op, argument, x);
+  const bool whole = x.size(1) % (x.scalar_type() == ScalarType::Float ? 4 : 8) == 0 && x.size(2) > 0 && x.size(3) > 0;
+  PYNAS_REQUIRE(whole, op, argument, "of shape " + shape_of(x),
+                "(N, C, H, W) with C a multiple of 8 (4 of float32), H, W > 0");
+  check_address(op, argument, x);
 }
 
 void check_product(const char* op, const Tensor& weight, const Tensor& x, int64_t in) {
@@ -36,97 +24,6 @@ void check_product(const char* op, const Tensor& weight, const Tensor& x, int64_
                 "(C', C, 1, 1) with C' > 0");
   check_float(op, "weight", weight, x, {weight.size(0), in, 1, 1});
 }
-
-// Activations of x's dtype and device, (N, channels, H, W).
-void check_beside(const char* op, const char* argument, const Tensor& tensor, const Tensor& x, int64_t channels) {
-  PYNAS_REQUIRE(tensor.scalar_type() == x.scalar_type(), op, argument, dtype_of(tensor), "x's dtype");
-  check_layout(op, argument, tensor);
-  const bool same = tensor.size(0) == x.size(0) && tensor.size(2) == x.size(2) && tensor.size(3) == x.size(3);
-  PYNAS_REQUIRE(same && tensor.size(1) == channels, op, argument, "of shape " + shape_of(tensor),
-                "that of the other activations");
-  PYNAS_REQUIRE(tensor.get_device_index() == x.get_device_index(), op, argument, "on another device", "x's device");
-}
-
-// act(norm(x)) as the operators take it.
-struct NormGiven {
-  Optional mean, var, weight, bias;
-  double eps;
-  int64_t act;
-
-  cuda::Norm of(const char* op, const Tensor& x) const { return of(op, x, x.size(1)); }
-
-  // Of that many channels, on x's device.
-  cuda::Norm of(const char* op, const Tensor& x, int64_t channels) const {
-    PYNAS_REQUIRE(mean.has_value() == var.has_value(), op, "var", "without mean, or mean without it",
-                  "both or neither");
-    for (const auto& [name, value] : {std::pair{"mean", &mean}, {"var", &var}, {"weight", &weight}, {"bias", &bias}})
-      check_float(op, name, *value, x, {channels});
-    PYNAS_REQUIRE(act >= 0 && act <= 4, op, "act", std::to_string(act),
-                  "0 identity, 1 relu, 2 hswish, 3 swish, 4 relu6");
-    return {values<float>(mean), values<float>(var),      values<float>(weight),
-            values<float>(bias), static_cast<float>(eps), static_cast<kernels::Activation>(act)};
-  }
-};
-
-cuda::Gate gate_of(const char* op, const Optional& gate, const Tensor& x) {
-  if (!gate.has_value()) return {nullptr, false};
-  const bool by_channel = gate->dim() == 2 && gate->size(1) == x.size(1);
-  check_float(op, "gate", gate, x, {x.size(0), by_channel ? x.size(1) : 1});
-  return {values<float>(gate), by_channel};
-}
-
-// What a norm's input y has for gradient, as the operators take it.
-struct BackwardGiven {
-  NormGiven norm;
-  Optional gate, dpool, sums;
-  double count;
-
-  cuda::NormBackward of(const char* op, const Tensor& y) const {
-    check_float(op, "dpool", dpool, y, {y.size(0), y.size(1)});
-    check_float(op, "sums", sums, y, {2, y.size(1)});
-    PYNAS_REQUIRE(norm.mean.has_value(), op, "after", "without mean", "a norm's statistics");
-    return {norm.of(op, y), gate_of(op, gate, y), values<float>(dpool), values<float>(sums),
-            static_cast<float>(1.0 / std::max(count, 1.0))};
-  }
-};
-
-cuda::Pixels pixels_of(const Tensor& x) {
-  return {static_cast<int>(x.size(0)), static_cast<int>(x.size(2) * x.size(3))};
-}
-
-int width(const Tensor& x, int64_t d = 1) {
-  return static_cast<int>(x.size(d));
-}
-
-Tensor new_float(const Tensor& x, std::initializer_list<int64_t> sizes) {
-  return new_dense(x, ScalarType::Float, sizes);
-}
-
-template <class Call>
-void with_gpu_type(const Tensor& x, const Call& call) {
-  if (x.scalar_type() == ScalarType::BFloat16) return call(kernels::bf16{});
-  if (x.scalar_type() == ScalarType::Half) return call(kernels::fp16{});
-  call(float{});
-}
-
-// With scratch, in the current stream.
-template <class Step>
-void run(const char* op, Step step, const Tensor& x) {
-  Tensor scratch = new_float(x, {cuda::scratch_size(step)});
-  step.scratch = data<float>(scratch);
-  cuda::launch_step(step, stream_of(x));
-  check_launch(op);
-}
-
-struct Asked {
-  Asked(const Tensor& x, int64_t channels, bool wanted)
-      : mean(new_float(x, {wanted ? channels : 0})), var(new_float(x, {wanted ? channels : 0})), wanted(wanted) {}
-  cuda::Statistics pointers() const {
-    return wanted ? cuda::Statistics{data<float>(mean), data<float>(var)} : cuda::Statistics{};
-  }
-  Tensor mean, var;
-  bool wanted;
-};
 
 Made expand(Tensor x, Tensor weight, bool statistics) {
   const char* const op = "pynas::mbconv_expand";
@@ -456,20 +353,6 @@ Tensor expand_weight_backward(Tensor d, Tensor y, Tensor after_mean, Tensor afte
   return dweight;
 }
 
-Tensor pool(Tensor x, Tensor mean, Tensor var, Optional weight, Optional bias, double eps, int64_t act) {
-  const char* const op = "pynas::batch_norm_act_pool";
-  check_x(op, "x", x);
-  const cuda::Norm norm = NormGiven{mean, var, weight, bias, eps, act}.of(op, x);
-  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  Tensor pooled = new_float(x, {x.size(0), x.size(1)});
-  with_gpu_type(x, [&](auto type) {
-    typedef decltype(type) T;
-    cuda::launch_step(cuda::Pooled<T>{pixels_of(x), width(x), values<T>(x), norm, data<float>(pooled)}, stream_of(x));
-  });
-  check_launch(op);
-  return pooled;
-}
-
 }  // namespace mbconv_cuda
 }  // namespace pynas::torch_glue
 
@@ -477,7 +360,6 @@ STABLE_TORCH_LIBRARY_IMPL(pynas, CUDA, m) {
   namespace cuda = pynas::torch_glue::mbconv_cuda;
   m.impl("mbconv_expand", TORCH_BOX(&cuda::expand));
   m.impl("mbconv_depthwise", TORCH_BOX(&cuda::depthwise));
-  m.impl("batch_norm_act_pool", TORCH_BOX(&cuda::pool));
   m.impl("mbconv_project", TORCH_BOX(&cuda::project));
   m.impl("mbconv_project_backward", TORCH_BOX(&cuda::project_backward));
   m.impl("mbconv_project_weight_backward", TORCH_BOX(&cuda::project_weight_backward));

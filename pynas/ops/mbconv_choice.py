@@ -51,6 +51,7 @@ def takes(x: Tensor, layers: MBConvLayers, residual: bool) -> bool:
         and (not residual or made == [*x.shape[2:]])
         and 0 < x.numel() // max(x.shape[1], 1) < 1 << 31
         and x.is_contiguous(memory_format=torch.channels_last)
+        and x.storage_offset() * x.element_size() % 16 == 0
         and all(count % multiple == 0 for count in (x.shape[1], *channels))
         and all(
             value is None or (value.dtype == statistics_dtype(x) and value.device == x.device and value.is_contiguous())

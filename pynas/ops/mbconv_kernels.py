@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pynas.ops import library
-from pynas.ops import reference_mbconv as reference
 from pynas.ops.batch_norm_kernels import ACTIVATIONS
 from pynas.ops.mbconv_plan import positions
 from pynas.ops.reference_mbconv import Norm, NormBackward, Statistics
@@ -109,14 +108,10 @@ def expand_weight_backward(d: Tensor, y: Tensor, after: NormBackward, x: Tensor)
 
 
 def norm_act(x: Tensor, norm: Norm, gate: Tensor | None, residual: Tensor | None) -> Tensor:
-    if x.dtype == torch.float16:  # which batch-norm's own kernels do not take
-        return reference.norm_act(x, norm, gate, residual)
     return torch.ops.pynas.batch_norm_act(x, *_of(norm), gate, residual)
 
 
 def norm_act_backward_sums(d: Tensor, x: Tensor, norm: Norm, gate: Tensor | None) -> Tensor:
-    if x.dtype == torch.float16:
-        return reference.norm_act_backward_sums(d, x, norm, gate)
     return torch.ops.pynas.batch_norm_act_backward_sums(d, x, *_of(norm), gate)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 LAST = torch.channels_last
 ACTS = ("identity", "relu", "hswish", "swish", "relu6")
 SHAPES = [(2, 1, 1, 7), (5, 3, 7, 7), (1, 8, 9, 5), (2, 17, 7, 1), (5, 24, 1, 1), (1, 40, 13, 11)]
-FLOOR = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float64: 1e-13}
+FLOOR = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float64: 1e-13}
 """Rounding of a result, where torch happens to have none."""
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import tiles
 import torch
 import torch.nn.functional as F
 from norms import ACTS, LAST, check_errors, images
@@ -20,6 +22,7 @@ from pynas.ops.arena import Watch
 from pynas.ops.ema import ModelEma
 from pynas.ops.optimizer import SGDEMA, RMSpropEMA
 from pynas.ops.reference_batch_norm import activation
+from pynas.ops.reference_mbconv import Norm, NormBackward
 from pynas.train.ema import WeightAverage
 from pynas.train.optimizer import SGD, RMSPropTF
 
@@ -225,6 +228,56 @@ def drawn(seed: int) -> tuple[int, int, int, int]:
 SHAPES = [(1, 17, 1, 7), (1, 8, 7, 1), (3, 1, 1, 1), (4, 40, 33, 31), *map(drawn, range(8))]
 
 
+class Emulated:
+    """The GPU's kernels of batch-norm on the CPU, called as the operators."""
+
+    @staticmethod
+    def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+        found = tiles.channel_statistics(x)
+        assert found is not None
+        return found
+
+    @staticmethod
+    def batch_norm_act(x: Tensor, *given: Any) -> Tensor:
+        return tiles.norm_act(x, norm_of(given[:6]), *given[6:])
+
+    @staticmethod
+    def batch_norm_act_backward_sums(dy: Tensor, x: Tensor, *given: Any) -> Tensor:
+        return tiles.norm_act_backward_sums(dy, x, norm_of(given[:6]), given[6])
+
+    @staticmethod
+    def batch_norm_act_backward(dy: Tensor, x: Tensor, *given: Any) -> Tensor:
+        return tiles.norm_act_backward(dy, x, NormBackward(norm_of(given[:6]), *given[6:]))
+
+
+def norm_of(given: tuple[Any, ...]) -> Norm:
+    return Norm(*given[:5], ACTS[given[5]])
+
+
+class Where(NamedTuple):
+    """Who computes batch-norm, and where its tensors are."""
+
+    ops: Any
+    device: torch.device
+
+    def same_again(self, again: Callable[[], list[Tensor]], found: list[Tensor]) -> None:
+        if self.ops is Emulated:  # threads in another order
+            with tiles.last_thread_first():
+                return same(again(), found)
+        return same(again(), found)
+
+
+@pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=gpu)])
+def where(request: pytest.FixtureRequest) -> Where:
+    emulated = request.param == "emulated"
+    return Where(Emulated if emulated else OPS, torch.device("cpu" if emulated else request.param))
+
+
+def takes(where: Where, dtype: torch.dtype) -> None:
+    if dtype == torch.float16 and where.ops is OPS and where.device.type == "cpu":
+        pytest.skip("no kernel of a CPU takes float16")
+
+
 class Case:
     """Images, gradients and what batch-norm takes beside them, on the CPU; `to` gives them on a device, in a dtype."""
 
@@ -250,17 +303,18 @@ class Case:
         return other
 
 
-def with_kernels(case: Case, act: str, batch: bool) -> list[Tensor]:
+def with_kernels(where: Where, case: Case, act: str, batch: bool) -> list[Tensor]:
     """y, dx, dbias, dweight. batch: with the statistics of these images instead of the given ones."""
     for like in (case.x, case.x, case.x, case.weight, case.weight):
         torch.full_like(like, torch.nan)  # what memory holds before a kernel writes to it
-    mean, var = OPS.channel_statistics(case.x) if batch else (case.mean, case.var)
+    ops = where.ops
+    mean, var = ops.channel_statistics(case.x) if batch else (case.mean, case.var)
     norm = (mean, var, case.weight, case.bias, EPS, ACTS.index(act))
-    y = OPS.batch_norm_act(case.x, *norm, case.gate, case.residual)
+    y = ops.batch_norm_act(case.x, *norm, case.gate, case.residual)
     gate, dpool = (None, None) if batch else (case.gate, case.dpool)
-    sums = OPS.batch_norm_act_backward_sums(case.dy, case.x, *norm, gate)
+    sums = ops.batch_norm_act_backward_sums(case.dy, case.x, *norm, gate)
     count = case.x.numel() // case.x.shape[1]
-    dx = OPS.batch_norm_act_backward(case.dy, case.x, *norm, gate, dpool, sums if batch else None, count)
+    dx = ops.batch_norm_act_backward(case.dy, case.x, *norm, gate, dpool, sums if batch else None, count)
     return [y, dx, *sums]
 
 
@@ -278,65 +332,66 @@ def in_torch(case: Case, act: str, batch: bool) -> list[Tensor]:
     return [y, *torch.autograd.grad(loss, x), *sums]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_errors_of_batch_norm_are_at_most_twice_torchs(
-    shape: tuple[int, ...], act: str, dtype: torch.dtype, device: torch.device
+    shape: tuple[int, ...], act: str, dtype: torch.dtype, where: Where
 ) -> None:
+    takes(where, dtype)
     for gate, batch in (("none", False), ("samples", False), ("channels", False), ("none", True)):
-        check(Case(shape, dtype, gate), act, batch, device)
+        check(Case(shape, dtype, gate), act, batch, where)
 
 
 @pytest.mark.parametrize("mean", [1e3, 1e4])
-def test_a_large_mean_costs_no_more_than_in_torchs_own(mean: float, device: torch.device) -> None:
-    check(Case((4, 17, 9, 9), torch.float32, "none", mean), "hswish", True, device)
+def test_a_large_mean_costs_no_more_than_in_torchs_own(mean: float, where: Where) -> None:
+    check(Case((4, 17, 9, 9), torch.float32, "none", mean), "hswish", True, where)
 
 
-def check(case: Case, act: str, batch: bool, device: torch.device) -> None:
-    mine = case.to(device)
-    found = with_kernels(mine, act, batch)
-    same(with_kernels(mine, act, batch), found)
+def check(case: Case, act: str, batch: bool, where: Where) -> None:
+    mine = case.to(where.device)
+    found = with_kernels(where, mine, act, batch)
+    where.same_again(lambda: with_kernels(where, mine, act, batch), found)
     assert all(value.is_contiguous(memory_format=LAST) for value in found[:2])
     exact = in_torch(case.to(torch.device("cpu"), double=True), act, batch)
     check_errors(of_host(found), of_host(in_torch(mine, act, batch)), of_host(exact), case.x.dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
 @pytest.mark.parametrize("mean", [0.5, 1e3, 1e4])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_statistics_are_those_of_float64(
-    shape: tuple[int, ...], mean: float, dtype: torch.dtype, device: torch.device
-) -> None:
+def test_statistics_are_those_of_float64(shape: tuple[int, ...], mean: float, dtype: torch.dtype, where: Where) -> None:
+    takes(where, dtype)
     x = images(shape, dtype, mean)
-    found = OPS.channel_statistics(x.to(device))
-    same(list(OPS.channel_statistics(x.to(device))), list(found))
-    eager, exact = (
-        torch.var_mean(values, (0, 2, 3), correction=0)[::-1] for values in (x.to(device).float(), x.double())
-    )
+    on_device = x.to(where.device)
+    found = where.ops.channel_statistics(on_device)
+    where.same_again(lambda: list(where.ops.channel_statistics(on_device)), list(found))
+    eager, exact = (torch.var_mean(values, (0, 2, 3), correction=0)[::-1] for values in (on_device.float(), x.double()))
     check_errors(of_host(list(found)), of_host(list(eager)), exact, torch.float32)
 
 
-def test_no_values_at_all_and_no_weights(device: torch.device) -> None:
+def test_no_values_at_all_and_no_weights(where: Where) -> None:
+    ops = where.ops
     for shape in ((0, 3, 2, 2), (2, 3, 0, 4)):
-        x = torch.empty(shape, device=device).contiguous(memory_format=LAST)
-        mean, var = OPS.channel_statistics(x)
+        x = torch.empty(shape, device=where.device).contiguous(memory_format=LAST)
+        mean, var = ops.channel_statistics(x)
         same([mean, var], [torch.zeros(3), torch.zeros(3)])
         norm = (mean, var, None, None, EPS, 1)
-        assert OPS.batch_norm_act(x, *norm, None, x).shape == shape
-        assert OPS.batch_norm_act_backward(x, x, *norm, None, None, None, 1.0).shape == shape
-        same([OPS.batch_norm_act_backward_sums(x, x, *norm, None)], [torch.zeros(2, 3)])
+        assert ops.batch_norm_act(x, *norm, None, x).shape == shape
+        assert ops.batch_norm_act_backward(x, x, *norm, None, None, None, 1.0).shape == shape
+        same([ops.batch_norm_act_backward_sums(x, x, *norm, None)], [torch.zeros(2, 3)])
 
 
 @gpu[0]
 @gpu[1]
 def test_kernels_run_in_torchs_current_stream() -> None:
     """A capture takes what is launched there, and lets nothing run elsewhere meanwhile."""
-    case = Case((2, 9, 3, 3), torch.float32).to(torch.device("cuda"))
+    where = Where(OPS, torch.device("cuda"))
+    case = Case((2, 9, 3, 3), torch.float32).to(where.device)
     average = torch.zeros(9, device="cuda")
 
     def work() -> list[Tensor]:
-        found = with_kernels(case, "relu", True)
+        found = with_kernels(where, case, "relu", True)
         OPS.ema_update(average, case.weight, 0.5)
         return found
 
@@ -348,15 +403,16 @@ def test_kernels_run_in_torchs_current_stream() -> None:
     case.x.mul_(2.0)
     average.zero_()
     graph.replay()
-    same([*captured, average], [*with_kernels(case, "relu", True), 0.5 * case.weight])
+    same([*captured, average], [*with_kernels(where, case, "relu", True), 0.5 * case.weight])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_goes_where_it_goes_in_torch(bad: float, device: torch.device) -> None:
+def test_what_is_not_finite_goes_where_it_goes_in_torch(bad: float, where: Where) -> None:
     case = Case((2, 9, 3, 3), torch.float32)
     case.x[1, 4, 2, 1] = bad
     for act in ACTS:
-        found, expected = (of_host(run(case.to(device), act, False))[0] for run in (with_kernels, in_torch))
+        given = case.to(where.device)
+        found, expected = (of_host(run(given, act, False))[0] for run in (partial(with_kernels, where), in_torch))
         assert torch.equal(found.isfinite(), expected.isfinite())
 
 
@@ -364,9 +420,13 @@ def test_what_batch_norms_operators_refuse(device: torch.device) -> None:
     case = Case((2, 3, 4, 4), torch.float32).to(device)
     x, dy, mean, var = case.x, case.dy, case.mean, case.var
     rest = (None, None, EPS, 1)
+    other = x.half() if device.type == "cpu" else x.double()
+    dtypes = "x is Half; allowed: float32, bfloat16, float64"
+    if device.type == "cuda":
+        dtypes = "x is Double; allowed: float32, bfloat16, float16 on a GPU"
     wrong: list[tuple[str, tuple[Any, ...], str]] = [
-        ("channel_statistics", (x.half(),), "x is Half; allowed: float32, bfloat16"),
-        ("batch_norm_act", (x.half(), mean, var, *rest, None, None), "x is Half; allowed: float32, bfloat16"),
+        ("channel_statistics", (other,), dtypes),
+        ("batch_norm_act", (other, mean, var, *rest, None, None), dtypes),
         ("batch_norm_act", (x, mean.double(), var, *rest, None, None), "mean is Double; allowed: float32"),
         ("batch_norm_act", (x, mean, var, *rest, None, dy.bfloat16()), "residual is BFloat16; allowed: x's dtype"),
         ("batch_norm_act_backward_sums", (dy.double(), x, mean, var, *rest, None), "dy is Double; allowed: x's dtype"),
@@ -376,8 +436,6 @@ def test_what_batch_norms_operators_refuse(device: torch.device) -> None:
             "sums is Half; allowed: float32",
         ),
     ]
-    if device.type == "cuda":
-        wrong.append(("channel_statistics", (x.double(),), "x is Double; allowed: float32, bfloat16 on a GPU"))
     for name, arguments, message in wrong:
         with pytest.raises(RuntimeError, match=f"pynas::{name}: {message}"):
             getattr(OPS, name)(*arguments)

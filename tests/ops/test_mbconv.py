@@ -23,18 +23,10 @@ from pynas.ops.reference_batch_norm import activation
 LAST = torch.channels_last
 has_gpu = available() and torch.cuda.is_available() and torch.ops.pynas.has_cuda()
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu, reason="no GPU here, or a library without CUDA kernels")]
-STEPS = ("expand", "depthwise", "pooled", "project", "project_backward", "project_weight_backward")
-STEPS += (
-    "depthwise_applied",
-    "project_applied",
-    "depthwise_backward",
-    "expand_backward",
-    "expand_weight_backward",
-    "gram",
-    "expanded_backward",
-)
-EMULATED: Any = SimpleNamespace(**{**vars(reference_mbconv), **{name: getattr(tiles, name) for name in STEPS}})
-"""The GPU's kernels where the block's steps have some; batch-norm's own passes in torch."""
+STEPS = ("expand", "depthwise", "pooled", "project", "norm_act", "depthwise_applied", "project_applied")
+STEPS += ("norm_act_backward_sums", "project_backward", "project_weight_backward", "depthwise_backward")
+STEPS += ("expand_backward", "expand_weight_backward", "gram", "expanded_backward")
+EMULATED: Any = tiles
 
 CASES: dict[str, dict[str, Any]] = {  # input, expanded and output channels
     "plain": {"widths": (16, 48, 16), "kernel": 3, "stride": 1, "hidden": 0, "act": "hswish"},

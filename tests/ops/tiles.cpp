@@ -36,6 +36,10 @@ void with_type(int type, const void* step, const Call& call) {
     return floats;                                                                       \
   }
 
+STEP_WITH_SCRATCH(ChannelStatistics)
+STEP(NormAct)
+STEP_WITH_SCRATCH(NormActSums)
+STEP(NormActBackward)
 STEP_WITH_SCRATCH(Expand)
 STEP_WITH_SCRATCH(Depthwise)
 STEP_WITH_SCRATCH(DepthwiseApplied)

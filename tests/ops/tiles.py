@@ -63,7 +63,12 @@ PIXELS = structure(*ints("groups", "rows"))
 SHAPE = structure(*ints("n", "channels", "h", "w", "kernel", "stride", "padding", "splits"))
 EXPANSION = structure(*pointers("weight"), *ints("in"))
 OF_PIXELS = [("pixels", PIXELS), *ints("in", "out")]
+ROWS = [("pixels", PIXELS), *ints("channels")]
 STEPS = {
+    "ChannelStatistics": [*ROWS, *pointers("x"), ("statistics", STATISTICS), *pointers("scratch")],
+    "NormAct": [*ROWS, *pointers("x"), ("norm", NORM), ("gate", GATE), *pointers("residual", "y")],
+    "NormActSums": [*ROWS, *pointers("d", "x"), ("norm", NORM), ("gate", GATE), *pointers("sums", "scratch")],
+    "NormActBackward": [*ROWS, *pointers("d", "x"), ("after", BACKWARD), *pointers("dx")],
     "Expand": [*OF_PIXELS, *pointers("x", "weight", "y"), ("statistics", STATISTICS), *pointers("scratch")],
     "Depthwise": [
         *(("shape", SHAPE), ("expansion", EXPANSION), ("norm", NORM), *pointers("x", "weight", "y")),
@@ -78,7 +83,7 @@ STEPS = {
         *(*OF_PIXELS, *pointers("x"), ("gate", GATE), *pointers("weight"), ("after", NORM)),
         *pointers("residual", "y"),
     ],
-    "Pooled": [("pixels", PIXELS), *ints("channels"), *pointers("x"), ("norm", NORM), *pointers("pooled")],
+    "Pooled": [*ROWS, *pointers("x"), ("norm", NORM), *pointers("pooled")],
     "Project": [
         *(*OF_PIXELS, *pointers("x"), ("norm", NORM), ("gate", GATE), *pointers("weight", "y")),
         *(("statistics", STATISTICS), *pointers("scratch")),
@@ -177,6 +182,34 @@ def _pixels(x: Tensor) -> Any:
     return PIXELS(x.shape[0], x.shape[2] * x.shape[3])
 
 
+def _rows(x: Tensor) -> dict[str, Any]:
+    return {"pixels": _pixels(x), "channels": x.shape[1]}
+
+
+def channel_statistics(x: Tensor) -> Statistics:
+    own, found = _written(x.shape[1], True)
+    run("ChannelStatistics", x, **_rows(x), x=x, statistics=own)
+    return found
+
+
+def norm_act(x: Tensor, norm: Norm, gate: Tensor | None, residual: Tensor | None) -> Tensor:
+    y, own = blank(*x.shape, dtype=x.dtype), gate_of(gate, x.shape[1])
+    run("NormAct", x, **_rows(x), x=x, norm=norm_of(norm), gate=own, residual=residual, y=y)
+    return y
+
+
+def norm_act_backward_sums(d: Tensor, x: Tensor, norm: Norm, gate: Tensor | None) -> Tensor:
+    sums, own = blank(2, x.shape[1]), gate_of(gate, x.shape[1])
+    run("NormActSums", x, **_rows(x), d=d, x=x, norm=norm_of(norm), gate=own, sums=sums)
+    return sums
+
+
+def norm_act_backward(d: Tensor, x: Tensor, after: NormBackward) -> Tensor:
+    dx = blank(*x.shape, dtype=x.dtype)
+    run("NormActBackward", x, **_rows(x), d=d, x=x, after=backward_of(after), dx=dx)
+    return dx
+
+
 def expand(x: Tensor, weight: Tensor, statistics: bool) -> tuple[Tensor, Statistics]:
     y = blank(x.shape[0], len(weight), *x.shape[2:], dtype=x.dtype)
     own, found = _written(len(weight), statistics)
@@ -239,7 +272,7 @@ def project_applied(x: Tensor, gate: Tensor | None, weight: Tensor, after: Norm,
 
 def pooled(x: Tensor, norm: Norm) -> Tensor:
     found = blank(*x.shape[:2])
-    run("Pooled", x, pixels=_pixels(x), channels=x.shape[1], x=x, norm=norm_of(norm), pooled=found)
+    run("Pooled", x, **_rows(x), x=x, norm=norm_of(norm), pooled=found)
     return found
 
 

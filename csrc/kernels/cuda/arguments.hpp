@@ -39,10 +39,55 @@ struct Pixels {
   int groups, rows;  // fewer than 2^31 in all
 };
 
+// --- batch-norm: any number of channels ---
+
+// Mean and biased variance of x's channels. Steps' `scratch` has as many floats as scratch_size says.
+template <class T>
+struct ChannelStatistics {
+  Pixels pixels;
+  int channels;
+  const T* x;
+  Statistics statistics;
+  float* scratch;
+};
+
+// y = act(norm(x)) gate + residual, or without. F5.
+template <class T>
+struct NormAct {
+  Pixels pixels;
+  int channels;
+  const T* x;
+  Norm norm;
+  Gate gate;
+  const T* residual;
+  T* y;
+};
+
+// B1: of the gradient d of act(norm(x)) gate the sums of dz and of dz xhat, (2, channels), dz = d gate act'(norm(x)).
+template <class T>
+struct NormActSums {
+  Pixels pixels;
+  int channels;
+  const T *d, *x;
+  Norm norm;
+  Gate gate;
+  float *sums, *scratch;
+};
+
+// The gradient of x, of that of what follows it.
+template <class T>
+struct NormActBackward {
+  Pixels pixels;
+  int channels;
+  const T *d, *x;
+  NormBackward after;
+  T* dx;
+};
+
 // --- the steps of a block: docs/kernels.md has them as F1 to B5 ---
 //
 // Activations are NHWC, of T, their channels multiples of 16 bytes; weights, statistics and gradients of weights are
-// float32. `scratch` has as many floats as scratch_size says.
+// float32.
 
 // F1: y = x weight^T, x (pixels, in), weight (out, in).
 template <class T>

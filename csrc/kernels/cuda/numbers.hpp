@@ -84,10 +84,10 @@ PYNAS_BOTH void put(fp16* to, float value) {
 template <class T>
 constexpr int vector_of = 16 / sizeof(T);
 
-// n numbers as they lie in memory: 16 bytes or 8, aligned.
+// n numbers as they lie in memory: one, or 16 bytes or 8, aligned.
 template <class T, int n>
 struct alignas(sizeof(T) * n) Vector {
-  static_assert(sizeof(T) * n == 8 || sizeof(T) * n == 16);
+  static_assert(n == 1 || sizeof(T) * n == 8 || sizeof(T) * n == 16);
   T values[n];
 
   PYNAS_DEVICE float operator[](int i) const { return value_of(values[i]); }
@@ -99,8 +99,10 @@ PYNAS_DEVICE void copy(const Vector<T, n>* from, Vector<T, n>* to) {
 #ifdef __CUDA_ARCH__
   if constexpr (sizeof(*from) == 16)
     *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
-  else
+  else if constexpr (sizeof(*from) == 8)
     *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(from);
+  else
+    *to = *from;
 #else
   std::memcpy(static_cast<void*>(to), from, sizeof *from);
 #endif

@@ -5,9 +5,9 @@
 
 namespace pynas::kernels::cuda {
 
-template <class T>
+template <class T, int n>
 struct Pool {
-  static constexpr int threads = 256, blocks = 2, n = vector_of<T>;
+  static constexpr int threads = 256, blocks = 2;
   static constexpr int columns = 64, wide = columns / n, high = threads / wide;
   struct Shared {
     float sums[high][columns];

@@ -27,7 +27,8 @@ PYNAS_DEVICE void sum(const Block<threads>& block, int chunks, int real, Row* sc
   });
 }
 
-// Moments (chunks, 3, channels) to mean and biased variance (channels); zeros where there are no values.
+// Moments (chunks, 3, channels) to mean and biased variance (channels); zeros where there are no values. They are of
+// values less `shift`, (channels) or null.
 struct OfMoments {
   static constexpr int threads = reduce::threads, blocks = 1;
   struct Shared {
@@ -35,6 +36,7 @@ struct OfMoments {
   };
   struct Arguments {
     const float* moments;
+    const float* shift;
     int chunks, channels;
     float *mean, *var;
   };
@@ -57,7 +59,8 @@ struct OfMoments {
     });
     block.each([&](int t) {
       if (t >= lanes || t >= real) return;
-      a.mean[first + t] = static_cast<float>(shared.mean[t]);
+      const double shift = a.shift != nullptr && shared.count[t] > 0.0 ? a.shift[first + t] : 0.0;
+      a.mean[first + t] = static_cast<float>(shift + shared.mean[t]);
       a.var[first + t] = shared.count[t] > 0.0 ? static_cast<float>(shared.squares[t] / shared.count[t]) : 0.0f;
     });
   }

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "arguments.hpp"
+#include "batch_norm.hpp"
 #include "depthwise.hpp"
 #include "pool.hpp"
 #include "product.hpp"
@@ -16,8 +18,66 @@ template <int i>
 using Constant = std::integral_constant<int, i>;
 
 template <class Run>
-void run_moments(const Run& run, const float* scratch, int chunks, int channels, Statistics to) {
-  if (to.mean != nullptr) run.template operator()<reduce::OfMoments>({scratch, chunks, channels, to.mean, to.var});
+void run_moments(const Run& run, const float* scratch, int chunks, int channels, Statistics to,
+                 const float* shift = nullptr) {
+  if (to.mean != nullptr)
+    run.template operator()<reduce::OfMoments>({scratch, shift, chunks, channels, to.mean, to.var});
+}
+
+// --- batch-norm ---
+
+// Calls call with the width of vectors that rows and pointers allow.
+template <class T, class Call>
+void with_vectors(int channels, std::initializer_list<const void*> pointers, const Call& call) {
+  bool aligned = channels % vector_of<T> == 0;
+  for (const void* const pointer : pointers) aligned = aligned && reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+  if (aligned) return call(Constant<vector_of<T>>{});
+  call(Constant<1>{});
+}
+
+template <class T>
+int64_t scratch_of(const ChannelStatistics<T>& of) {
+  return (3 * static_cast<int64_t>(batch_norm::Cut::of(of.pixels, of.channels, 1).chunks) + 1) * of.channels;
+}
+
+template <class T>
+int64_t scratch_of(const NormActSums<T>& of) {
+  return static_cast<int64_t>(batch_norm::Cut::of(of.pixels, of.channels, 1).chunks) * 2 * of.channels;
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const ChannelStatistics<T>& of) {
+  float* const moments = of.scratch + of.channels;  // after the shift
+  with_vectors<T>(of.channels, {of.x}, [&](auto n) {
+    run.template operator()<batch_norm::Statistics<T, n.value>>({of.pixels, of.channels, of.x, moments, of.scratch});
+  });
+  const int chunks = batch_norm::Cut::of(of.pixels, of.channels, 1).chunks;
+  run_moments(run, moments, chunks, of.channels, of.statistics, of.scratch);
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const NormAct<T>& of) {
+  with_vectors<T>(of.channels, {of.x, of.residual, of.y}, [&](auto n) {
+    run.template operator()<batch_norm::Forward<T, n.value>>(
+        {of.pixels, of.channels, of.x, of.norm, of.gate, of.residual, of.y});
+  });
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const NormActSums<T>& of) {
+  with_vectors<T>(of.channels, {of.d, of.x}, [&](auto n) {
+    run.template operator()<batch_norm::BackwardSums<T, n.value>>(
+        {of.pixels, of.channels, of.d, of.x, of.norm, of.gate, of.scratch});
+  });
+  const int chunks = batch_norm::Cut::of(of.pixels, of.channels, 1).chunks;
+  run.template operator()<reduce::OfGradients>({of.scratch, chunks, 0, of.channels, 0, of.norm, nullptr, of.sums});
+}
+
+template <class T, class Run>
+void run_step(const Run& run, const NormActBackward<T>& of) {
+  with_vectors<T>(of.channels, {of.d, of.x, of.dx}, [&](auto n) {
+    run.template operator()<batch_norm::Backward<T, n.value>>({of.pixels, of.channels, of.d, of.x, of.after, of.dx});
+  });
 }
 
 // --- depthwise convolutions ---
@@ -119,7 +179,10 @@ void run_step(const Run& run, const DepthwiseBackward<T>& of) {
 
 template <class T, class Run>
 void run_step(const Run& run, const Pooled<T>& of) {
-  run.template operator()<Pool<T>>({of.pixels.groups, of.pixels.rows, of.channels, of.x, of.norm, of.pooled});
+  with_vectors<T>(of.channels, {of.x}, [&](auto n) {
+    run.template operator()<Pool<T, n.value>>(
+        {of.pixels.groups, of.pixels.rows, of.channels, of.x, of.norm, of.pooled});
+  });
 }
 
 // --- 1x1 convolutions ---
