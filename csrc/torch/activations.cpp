@@ -13,6 +13,10 @@ int32_t device_type_of(const Tensor& tensor) {
   return type;
 }
 
+bool same_device(const Tensor& a, const Tensor& b) {
+  return device_type_of(a) == device_type_of(b) && a.get_device_index() == b.get_device_index();
+}
+
 std::string text_of(const int64_t* begin, const int64_t* end) {
   std::string text = "(";
   for (const int64_t* size = begin; size != end; ++size) text += (size != begin ? ", " : "") + std::to_string(*size);
@@ -82,7 +86,7 @@ void check_like(const char* op, const char* argument, const Tensor& tensor, cons
   bool same = tensor.dim() == 4;
   for (int64_t d = 0; d < 4 && same; ++d) same = tensor.size(d) == x.size(d);
   PYNAS_REQUIRE(same, op, argument, "of shape " + shape_of(tensor), "x's shape");
-  PYNAS_REQUIRE(device_type_of(tensor) == device_type_of(x), op, argument, "on another device", "x's device");
+  PYNAS_REQUIRE(same_device(tensor, x), op, argument, "on another device", "x's device");
   PYNAS_REQUIRE(channels_last(tensor), op, argument, "not in channels_last", "channels_last without gaps");
 }
 
@@ -91,7 +95,7 @@ void check_dense(const char* op, const char* argument, const Tensor& tensor, con
   PYNAS_REQUIRE(tensor.scalar_type() == dtype, op, argument, dtype_of(tensor), dtypes);
   PYNAS_REQUIRE(has_sizes(tensor, sizes), op, argument, "of shape " + shape_of(tensor),
                 text_of(sizes.begin(), sizes.end()).c_str());
-  PYNAS_REQUIRE(device_type_of(tensor) == device_type_of(x), op, argument, "on another device", "x's device");
+  PYNAS_REQUIRE(same_device(tensor, x), op, argument, "on another device", "x's device");
   PYNAS_REQUIRE(tensor.is_contiguous(), op, argument, "not contiguous", "contiguous tensors");
 }
 

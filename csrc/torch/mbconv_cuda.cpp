@@ -10,18 +10,22 @@ namespace mbconv_cuda {
 using namespace steps_cuda;
 typedef std::tuple<Tensor, Tensor, Tensor> Made;  // activations and their statistics, empty where nobody asked
 
-// As check_rows, in whole vectors of 16 bytes.
+// Whether channels of x's dtype are whole vectors of 16 bytes.
+bool is_whole(int64_t channels, const Tensor& x) {
+  return channels > 0 && channels % (x.scalar_type() == ScalarType::Float ? 4 : 8) == 0;
+}
+
+// As check_rows, in whole vectors.
 void check_x(const char* op, const char* argument, const Tensor& x) {
   check_rows(op, argument, x);
-  const bool whole = x.size(1) % (x.scalar_type() == ScalarType::Float ? 4 : 8) == 0 && x.size(2) > 0 && x.size(3) > 0;
-  PYNAS_REQUIRE(whole, op, argument, "of shape " + shape_of(x),
+  PYNAS_REQUIRE(is_whole(x.size(1), x) && x.size(2) > 0 && x.size(3) > 0, op, argument, "of shape " + shape_of(x),
                 "(N, C, H, W) with C a multiple of 8 (4 of float32), H, W > 0");
   check_address(op, argument, x);
 }
 
 void check_product(const char* op, const Tensor& weight, const Tensor& x, int64_t in) {
-  PYNAS_REQUIRE(weight.dim() == 4 && weight.size(0) > 0, op, "weight", "of shape " + shape_of(weight),
-                "(C', C, 1, 1) with C' > 0");
+  PYNAS_REQUIRE(weight.dim() == 4 && is_whole(weight.size(0), x), op, "weight", "of shape " + shape_of(weight),
+                "(C', C, 1, 1) with C' a multiple of 8 (4 of float32)");
   check_float(op, "weight", weight, x, {weight.size(0), in, 1, 1});
 }
 
@@ -50,8 +54,6 @@ bool are_splits(int64_t splits) {
 int64_t check_expansion(const char* op, const Optional& expand, const Tensor& x) {
   if (!expand.has_value()) return x.size(1);
   check_product(op, *expand, x, x.size(1));
-  PYNAS_REQUIRE(expand->size(0) % (x.scalar_type() == ScalarType::Float ? 4 : 8) == 0, op, "expand",
-                "of shape " + shape_of(*expand), "(C', C, 1, 1) with C' a multiple of 8 (4 of float32)");
   return expand->size(0);
 }
 
@@ -311,8 +313,8 @@ Tensor expand_backward(Tensor d, Tensor y, Tensor after_mean, Tensor after_var, 
   const char* const op = "pynas::mbconv_expand_backward";
   check_x(op, "y", y);
   check_beside(op, "d", d, y, y.size(1));
-  PYNAS_REQUIRE(weight.dim() == 4 && weight.size(1) > 0, op, "weight", "of shape " + shape_of(weight),
-                "(C', C, 1, 1) with C > 0");
+  PYNAS_REQUIRE(weight.dim() == 4 && is_whole(weight.size(1), y), op, "weight", "of shape " + shape_of(weight),
+                "(C', C, 1, 1) with C a multiple of 8 (4 of float32)");
   check_float(op, "weight", weight, y, {y.size(1), weight.size(1), 1, 1});
   if (residual.has_value()) check_beside(op, "residual", *residual, y, weight.size(1));
   const cuda::NormBackward after =

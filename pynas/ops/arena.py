@@ -331,7 +331,9 @@ def zeros(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def has_kernels(device: torch.device) -> bool:
     """Whether updates on the device are to be fused, and can be."""
-    return library.fused() and (device.type == "cpu" or (device.type == "cuda" and torch.ops.pynas.has_cuda()))
+    return library.fused() and (
+        device.type == "cpu" or (device.type == "cuda" and library.has_gpu_kernels(device.index))
+    )
 
 
 def floats(module: nn.Module) -> list[Tensor]:

@@ -72,6 +72,12 @@ def using(kind: Kind) -> Iterator[None]:
         _chosen = before
 
 
+@functools.cache
+def has_gpu_kernels(index: int | None) -> bool:
+    """Whether the library has kernels for this GPU: for those of compute capability 8.0 and more."""
+    return bool(torch.ops.pynas.has_cuda()) and torch.cuda.get_device_capability(index) >= (8, 0)
+
+
 def fused() -> bool:
     """Whether fused operators are to be used where there are such for the tensors.
 
@@ -121,6 +127,11 @@ def in_channels_last(x: Tensor) -> Tensor:
     if not _is_compiling() and (_is_transforming() or _is_batched(x)):  # vmap cannot tell the layout of one
         return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def begins_a_vector(x: Tensor) -> bool:
+    """Whether x begins at a multiple of 16 bytes, which kernels for GPUs read at once; of what is compiled they see."""
+    return _is_compiling() or x.storage_offset() * x.element_size() % 16 == 0
 
 
 def check_gradient(gradient: Tensor) -> None:

@@ -46,14 +46,20 @@ class MBConvLayers(NamedTuple):
 
 
 def mbconv(
-    x: Tensor, layers: MBConvLayers, residual: bool, keep: Tensor | None = None, *, steps: ModuleType | None = None
+    x: Tensor,
+    layers: MBConvLayers,
+    residual: bool,
+    keep: Tensor | None = None,
+    *,
+    steps: ModuleType | None = None,
+    plan: mbconv_plan.Plan | None = None,
 ) -> Tensor:
     """norm3(project(gate(act(norm2(depthwise(act(norm1(expand(x))))))))) keep[n] + x: (N, C', H', W').
 
     x: channels_last. residual: whether x is added. keep: (N,), what each sample's branch is multiplied by (stochastic
     depth). Norms count as when they are called: in training they take the batch's statistics, a `SyncBatchNorm` those
     of all ranks' batches, and follow them. Under autocast x is taken in its dtype. Gradients: of x and of all layers'
-    parameters. steps: who computes, `reference_mbconv` by default.
+    parameters. steps: who computes, `reference_mbconv` by default. plan: `mbconv_plan`'s by default.
 
     Saved for backward: x and what the three convolutions give (y1, y2, y3), without y1 where `mbconv_plan` has it made
     anew; nothing else of their size. Raises PynasError for convolutions that no step computes, ValueError for a single
@@ -64,8 +70,8 @@ def mbconv(
     if under_autocast(x):
         x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            return _mbconv(x, layers, residual, keep, steps or reference_mbconv)
-    return _mbconv(x, layers, residual, keep, steps or reference_mbconv)
+            return _mbconv(x, layers, residual, keep, steps or reference_mbconv, plan)
+    return _mbconv(x, layers, residual, keep, steps or reference_mbconv, plan)
 
 
 def under_autocast(x: Tensor) -> bool:
@@ -75,7 +81,14 @@ def under_autocast(x: Tensor) -> bool:
     return enabled and x.dtype != torch.float64
 
 
-def _mbconv(x: Tensor, layers: MBConvLayers, residual: bool, keep: Tensor | None, steps: ModuleType) -> Tensor:
+def _mbconv(
+    x: Tensor,
+    layers: MBConvLayers,
+    residual: bool,
+    keep: Tensor | None,
+    steps: ModuleType,
+    plan: mbconv_plan.Plan | None,
+) -> Tensor:
     norms = (layers.expand_norm, layers.norm, layers.project_norm)
     of_batch = tuple(norm is not None and (norm.training or norm.running_mean is None) for norm in norms)
     reducers = tuple(None if norm is None else over_several_ranks(norm) for norm in norms)
@@ -103,7 +116,7 @@ def _mbconv(x: Tensor, layers: MBConvLayers, residual: bool, keep: Tensor | None
         of_batch=of_batch,
         reducers=reducers,
         counts=counts,
-        recomputed=mbconv_plan.plan_for(block_shape(x, layers), not inferring) == "recomputed",
+        recomputed=(plan or mbconv_plan.plan_for(block_shape(x, layers), not inferring)) == "recomputed",
         steps=steps,
     )
     if inferring:

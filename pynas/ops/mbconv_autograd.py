@@ -5,6 +5,7 @@ Shapes: N images, C channels, H x W pixels; y1, y2, y3 are what expand, depthwis
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -99,11 +100,19 @@ class BlockFunction(torch.autograd.Function):
             x, y1, y2, y3, kept, w1, w2, w3, *affine, *saved, *counts, *(of_x or (None, None)), *of_gate, *(gate or ())
         )
         ctx.mark_non_differentiable(*made)
+        ctx.set_materialize_grads(False)
         return steps.norm_act(y3, third, kept, x if plan.residual else None), *made
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        device = dout.device.type
+        there = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if there else nullcontext():  # backward may be called within
+            return BlockFunction.gradients(ctx, dout)
+
+    @staticmethod
+    def gradients(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         plan: Static = ctx.plan
         x, y1, y2, y3, kept, w1, w2, w3, *rest = ctx.saved_tensors
         affine, saved, counts, of_x, of_gate = rest[:6], rest[6:12], rest[12:15], rest[15:17], rest[17:21]
@@ -114,6 +123,8 @@ class BlockFunction(torch.autograd.Function):
             for i in range(3)
         ]
         dout = library.gradient_in_channels_last(dout)
+        if not library.begins_a_vector(dout):
+            dout = dout.clone(memory_format=torch.channels_last)
 
         def after(
             i: int, sums: Tensor, act: str, gate: Tensor | None = None, dpool: Tensor | None = None

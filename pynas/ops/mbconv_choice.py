@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from threading import Lock
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,8 @@ from pynas.ops import library, mbconv_kernels, mbconv_plan, reference_mbconv
 from pynas.ops.batch_norm_kernels import statistics_dtype
 from pynas.ops.gate import GateLayers
 from pynas.ops.mbconv import MBConvLayers, mbconv, under_autocast
+from pynas.ops.reduce import Reducer
+from pynas.ops.sync_batch_norm import over_several_ranks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ERRORS = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
@@ -28,9 +33,10 @@ def dtype_of(x: Tensor) -> torch.dtype:
 
 def steps_for(x: Tensor) -> ModuleType | None:
     """Who computes the steps of blocks of x: kernels that have proved right on x's device, or None for nobody."""
-    if not library.fused() or not x.is_cuda or dtype_of(x) not in DTYPES or not library.available():
+    dtype = dtype_of(x)
+    if not library.fused() or dtype not in DTYPES or not x.is_cuda:
         return None
-    return mbconv_kernels if _trusted(x.device.index, dtype_of(x)) else None
+    return mbconv_kernels if _trusted(x.device.index, dtype) else None
 
 
 def takes(x: Tensor, layers: MBConvLayers, residual: bool) -> bool:
@@ -44,20 +50,24 @@ def takes(x: Tensor, layers: MBConvLayers, residual: bool) -> bool:
         return False
     multiple = 8 if dtype.itemsize == 2 else 4
     channels = (layers.depthwise.in_channels, layers.project.out_channels)
+    norms = [norm for norm in (layers.expand_norm, layers.norm, layers.project_norm) if norm is not None]
     made = [mbconv_plan.positions(size, *layers.window) for size in x.shape[2:]]
     return (
         x.dim() == 4
         and all(size > 0 for size in made)
         and (not residual or made == [*x.shape[2:]])
-        and 0 < x.numel() // max(x.shape[1], 1) < 1 << 31
+        and min(x.shape[1:]) > 0
+        and x.numel() // x.shape[1] < 1 << 31
+        # A rank without images must meet the others where they meet: between the steps, in their order.
+        and (x.shape[0] > 0 or all(over_several_ranks(norm) is not None for norm in norms))
         and x.is_contiguous(memory_format=torch.channels_last)
-        and x.storage_offset() * x.element_size() % 16 == 0
+        and library.begins_a_vector(x)
         and all(count % multiple == 0 for count in (x.shape[1], *channels))
         and all(
             value is None or (value.dtype == statistics_dtype(x) and value.device == x.device and value.is_contiguous())
             for value in _tensors(layers)
         )
-        and all(norm is None or _counts(norm) for norm in (layers.expand_norm, layers.norm, layers.project_norm))
+        and all(_counts(norm) for norm in norms)
     )
 
 
@@ -84,39 +94,65 @@ def _trusted(index: int, dtype: torch.dtype) -> bool:
 
 _trusted._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as assume_constant_result, which imports dynamo
 _found: dict[tuple[int, torch.dtype], bool] = {}
+_one_at_a_time = Lock()
+
+
+def agree(device: torch.device, reducer: Reducer) -> None:
+    """Kernels that are not trusted by every rank are used by none, for ranks meet within blocks. Every rank calls.
+
+    reducer: sums tensors of the device over the ranks.
+    """
+    if device.type != "cuda" or not library.fused():
+        return
+    index = torch.cuda.current_device() if device.index is None else device.index
+    refused = torch.tensor([float(not _tried(index, dtype)) for dtype in DTYPES], dtype=torch.float64, device=device)
+    reducer.all_reduce(refused)
+    for dtype, count in zip(DTYPES, refused.tolist(), strict=True):
+        _found[index, dtype] = count == 0.0
 
 
 def _tried(index: int, dtype: torch.dtype) -> bool:
-    if (index, dtype) not in _found:
-        wrong = "the library was built without them"
-        if torch.ops.pynas.has_cuda():
-            wrong = trial(mbconv_kernels, torch.device("cuda", index), dtype)
-            if wrong:
-                warnings.warn(f"blocks are computed layer by layer: the fused kernels {wrong}", stacklevel=4)
-        _found[index, dtype] = not wrong
-    return _found[index, dtype]
+    with _one_at_a_time:
+        if (index, dtype) not in _found:
+            wrong = ""
+            if library.has_gpu_kernels(index):
+                wrong = trial(mbconv_kernels, torch.device("cuda", index), dtype)
+                if wrong:
+                    warnings.warn(f"blocks are computed layer by layer: the fused kernels {wrong}", stacklevel=4)
+            _found[index, dtype] = not wrong and library.has_gpu_kernels(index)
+        return _found[index, dtype]
 
 
 def trial(steps: ModuleType, device: torch.device, dtype: torch.dtype) -> str:
     """What is wrong with the steps, by small blocks forward and backward against `reference_mbconv` in float64 on the
     CPU; empty where nothing is.
     """
-    cpu = torch.device("cpu")  # a GPU's convolutions may be of TF32
-    for block, plan in product(_TRIED, mbconv_plan.PLANS):
-        narrow = torch.autocast(device.type, enabled=False)
-        with torch.inference_mode(False), torch.enable_grad(), narrow, mbconv_plan.using(plan):
+    # In a thread of its own, whose hooks, modes, autocast and default device are nobody's: a network's first step may
+    # be one that is checkpointed, counted or traced.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_wrong, steps, device, dtype).result()
+
+
+def _wrong(steps: ModuleType, device: torch.device, dtype: torch.dtype) -> str:
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")  # the small products between the steps, too
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        for block, plan in product(_TRIED, mbconv_plan.PLANS):
             x, layers = _small_block(*block)
             x = x.to(device, dtype, memory_format=torch.channels_last)
-            try:
-                found = _results(x, layers, device, steps)
-            except RuntimeError as error:
-                return f"failed on {device} in {dtype}: {str(error).splitlines()[0]}"
-            plain = _results(x.cpu(), layers, cpu, reference_mbconv)
-            right = _results(x.double().cpu(), layers, cpu, reference_mbconv)
-        for mine, torchs, exact in zip(found, plain, right, strict=True):
-            off, usual = (((value.double().cpu() - exact).norm() / exact.norm()).item() for value in (mine, torchs))
-            if not off < 3 * usual + ERRORS[dtype]:
-                return f"were off by {off:.1e} on {device} in {dtype}"
+            found = [value.double().cpu() for value in _results(x, layers, plan, steps)]
+            plain = _results(x.cpu(), layers, plan, reference_mbconv)
+            right = _results(x.cpu().double(), layers, plan, reference_mbconv)  # a GPU's convolutions may be of TF32
+            for mine, torchs, exact in zip(found, plain, right, strict=True):
+                off, usual = (((value.double() - exact).norm() / exact.norm()).item() for value in (mine, torchs))
+                if not off < 3 * usual + ERRORS[dtype]:
+                    return f"were off by {off:.1e} on {device} in {dtype}"
+    except RuntimeError as error:
+        return f"failed on {device} in {dtype}: {str(error).splitlines()[0]}"
+    finally:
+        torch.set_float32_matmul_precision(precision)
     return ""
 
 
@@ -126,23 +162,28 @@ _TRIED = ((3, 1, 1, 1), (5, 2, 2, 2), (5, 2, 1, 1))
 
 def _small_block(kernel: int, stride: int, padding: int, splits: int) -> tuple[Tensor, MBConvLayers]:
     generator = torch.Generator().manual_seed(kernel)
-    with torch.random.fork_rng(devices=[]):
-        maps = 48 * splits
-        depthwise = nn.Conv2d(48, maps, kernel, stride, padding, groups=48, bias=False)
-        gate = GateLayers(nn.Conv2d(48, 8, 1), "relu", nn.Conv2d(8, maps, 1), "softmax" if splits > 1 else "hsigmoid")
-        norms = [nn.BatchNorm2d(channels) for channels in (48, maps, 16)]
-        ends = nn.Conv2d(16, 48, 1, bias=False), nn.Conv2d(48, 16, 1, bias=False)
+    maps = 48 * splits
+    made: dict[str, Any] = {"device": "meta", "dtype": torch.float32}  # without values, and so without random numbers
+    depthwise = nn.Conv2d(48, maps, kernel, stride, padding, groups=48, bias=False, **made)
+    reduce, widen = nn.Conv2d(48, 8, 1, **made), nn.Conv2d(8, maps, 1, **made)
+    gate = GateLayers(reduce, "relu", widen, "softmax" if splits > 1 else "hsigmoid")
+    norms = [nn.BatchNorm2d(channels, **made) for channels in (48, maps, 16)]
+    ends = nn.Conv2d(16, 48, 1, bias=False, **made), nn.Conv2d(48, 16, 1, bias=False, **made)
     layers = MBConvLayers(ends[0], norms[0], depthwise, norms[1], gate, ends[1], norms[2], "hswish")
+    modules = _modules(layers).to_empty(device="cpu")
     with torch.no_grad():
-        for value in (value for value in _tensors(layers) if isinstance(value, nn.Parameter)):
+        for value in modules.parameters():
             value.copy_(torch.randn(value.shape, generator=generator) / max(value[0].numel(), 1) ** 0.5)
     return torch.randn(3, 16, 19, 21, generator=generator), layers
 
 
-def _results(x: Tensor, layers: MBConvLayers, device: torch.device, steps: ModuleType) -> list[Tensor]:
+def _modules(layers: MBConvLayers) -> nn.ModuleList:
+    return nn.ModuleList([layer for layer in (*layers, *(layers.gate or ())) if isinstance(layer, nn.Module)])
+
+
+def _results(x: Tensor, layers: MBConvLayers, plan: mbconv_plan.Plan, steps: ModuleType) -> list[Tensor]:
     """Output, the gradients of x and of the weights, output in evaluation."""
-    every = (*layers, *(layers.gate or ()))
-    modules = nn.ModuleList([layer for layer in every if isinstance(layer, nn.Module)])
+    modules, device = _modules(layers), x.device
     modules.zero_grad()
     modules.to(device, torch.promote_types(x.dtype, torch.float32))
     for norm in (layers.expand_norm, layers.norm, layers.project_norm):
@@ -151,12 +192,13 @@ def _results(x: Tensor, layers: MBConvLayers, device: torch.device, steps: Modul
     x = x.detach().requires_grad_()
     residual = layers.depthwise.stride == (1, 1)
     keep = torch.tensor([0.0, 1.25, 1.25], device=device, dtype=x.dtype) if residual else None
-    y = mbconv(x, layers, residual, keep, steps=steps)
-    (y.float() * torch.linspace(-1, 1, y.numel(), device=device).view_as(y)).sum().backward()
+    y = mbconv(x, layers, residual, keep, steps=steps, plan=plan)
+    weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float32, device=device).view(y.shape)
+    (y.float() * weight).sum().backward()
     weights = [value.grad for value in modules.parameters() if value.grad is not None]
     assert x.grad is not None
     modules.eval()
     with torch.no_grad():
-        evaluated = mbconv(x, layers, residual, steps=steps)
+        evaluated = mbconv(x, layers, residual, steps=steps, plan=plan)
     modules.train()
     return [y.detach(), x.grad, *weights, evaluated]

@@ -53,7 +53,8 @@ def project_applied(x: Tensor, gate: Tensor | None, weight: Tensor, after: Norm,
 
 
 def pooled(x: Tensor, norm: Norm) -> Tensor:
-    return torch.ops.pynas.batch_norm_act_pool(x, *_of(norm))
+    with library.without_autograd():
+        return torch.ops.pynas.batch_norm_act_pool(x, *_of(norm))
 
 
 def project(x: Tensor, norm: Norm, gate: Tensor | None, weight: Tensor, statistics: bool) -> tuple[Tensor, Statistics]:
@@ -108,11 +109,13 @@ def expand_weight_backward(d: Tensor, y: Tensor, after: NormBackward, x: Tensor)
 
 
 def norm_act(x: Tensor, norm: Norm, gate: Tensor | None, residual: Tensor | None) -> Tensor:
-    return torch.ops.pynas.batch_norm_act(x, *_of(norm), gate, residual)
+    with library.without_autograd():
+        return torch.ops.pynas.batch_norm_act(x, *_of(norm), gate, residual)
 
 
 def norm_act_backward_sums(d: Tensor, x: Tensor, norm: Norm, gate: Tensor | None) -> Tensor:
-    return torch.ops.pynas.batch_norm_act_backward_sums(d, x, *_of(norm), gate)
+    with library.without_autograd():
+        return torch.ops.pynas.batch_norm_act_backward_sums(d, x, *_of(norm), gate)
 
 
 def _of(norm: Norm | None) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ of x over this rank's pixels (Gram matrix of x - mu, over n):
     mean(y1) = W mu,  var(y1) = diag(W Cov W^T)
 
 Centred, for what a Gram matrix of x itself loses where means are large. W is rounded to x's dtype, as products take it.
+All that is of W's size or less is computed in float64.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def moments(steps: ModuleType, x: Tensor, wide: torch.dtype) -> Moments:
 
 def statistics(of: Moments, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of y1, (C,) each. weight: W."""
-    return weight @ of.mean, ((weight @ of.covariance) * weight).sum(1).clamp_(min=0.0)
+    wide = weight.double()  # its sums cancel; and a GPU's float32 products may be of TF32
+    var = ((wide @ of.covariance.double()) * wide).sum(1).clamp_(min=0.0)
+    return (wide @ of.mean.double()).to(weight.dtype), var.to(weight.dtype)
 
 
 def backward(
@@ -70,24 +73,26 @@ def backward(
         dW = diag(s) sum of dz (x - mu)^T - n diag(t) W Cov + (sum of dy1) mu^T
         sum of dy1 = s (sum of dz - n m1) - n t delta
     """
-    norm = after.norm
-    weight = rounded(given, x, norm.mean.dtype)
-    inverse = torch.rsqrt(norm.var + norm.eps)
+    norm, dtype = after.norm, after.norm.mean.dtype
+    weight, mean, var, total = (value.double() for value in (rounded(given, x, dtype), norm.mean, norm.var, total))
+    inverse = torch.rsqrt(var + norm.eps)
     scale = inverse if norm.weight is None else inverse * norm.weight
     transposed = (weight * scale[:, None]).t()
     if of is None or after.sums is None:
-        nothing = weight.new_zeros(weight.shape[1])
+        nothing = torch.zeros_like(weight[0], dtype=dtype)
         both = torch.cat([transposed, weight.new_zeros(weight.shape[1], weight.shape[1])], 1)
-        dx = steps.expanded_backward(dz, x, nothing, both, nothing, residual)
-        return dx, (scale[:, None] * steps.gram(dz, None, x, None)).view(given.shape)
+        dx = steps.expanded_backward(dz, x, nothing, both.to(dtype), nothing, residual)
+        dweight = scale[:, None] * steps.gram(dz, None, x, None)
+        return dx, dweight.to(dtype).view(given.shape)
     n = x.numel() // x.shape[1]
-    first, second = after.sums / after.values
+    first, second = after.sums.double() / after.values
     slope = scale * second * inverse
-    delta = weight @ of.mean - norm.mean
+    centre, covariance = of.mean.double(), of.covariance.double()
+    delta = weight @ centre - mean
     both = torch.cat([transposed, -(weight * slope[:, None]).t() @ weight], 1)
     level = -(scale * first + slope * delta) @ weight
-    dx = steps.expanded_backward(dz, x, of.mean, both, level, residual)
+    dx = steps.expanded_backward(dz, x, of.mean, both.to(dtype), level.to(dtype), residual)
     of_dy = scale * (total - n * first) - n * slope * delta
     dweight = scale[:, None] * steps.gram(dz, None, x, of.mean)
-    dweight -= (n * slope)[:, None] * (weight @ of.covariance)
-    return dx, (dweight + torch.outer(of_dy, of.mean)).view(given.shape)
+    dweight -= (n * slope)[:, None] * (weight @ covariance)
+    return dx, (dweight + torch.outer(of_dy, centre)).to(dtype).view(given.shape)

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pynas.cores import available_cores
 from pynas.errors import PynasError
+from pynas.ops import mbconv_choice
 from pynas.ops.reduce import ProcessGroupReducer, Reducer
 from pynas.ops.sync_batch_norm import convert_sync_batchnorm
 
@@ -156,6 +157,9 @@ class World:
         if self.size == 1:
             return network
         reducer = ProcessGroupReducer() if _on_cuda(self.device) else self._reducer
+        assert reducer is not None
+        if self.device is not None:
+            mbconv_choice.agree(self.device, reducer)
         return convert_sync_batchnorm(network, reducer)
 
     def wrapped(self, network: nn.Module, *, may_leave_unused: bool = False) -> nn.Module:

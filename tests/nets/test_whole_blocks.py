@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pynas.nets.blocks import MBConv
 from pynas.nets.build import build_network
 from pynas.nets.load import load_model
-from pynas.ops import mbconv_choice, reference_mbconv, using
+from pynas.ops import library, mbconv_choice, reference_mbconv, using
 from pynas.space.architecture import Recipe
 
 LAST = torch.channels_last
@@ -145,7 +145,7 @@ def test_what_a_trial_said_is_a_constant_of_compiled_code(monkeypatch: pytest.Mo
 
 def test_what_a_trial_says_is_told_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mbconv_choice, "_found", {})
-    monkeypatch.setattr(torch.ops.pynas, "has_cuda", lambda: True)
+    monkeypatch.setattr(library, "has_gpu_kernels", lambda _: True)
     monkeypatch.setattr(mbconv_choice, "trial", lambda *_: "were off by 1")
     with pytest.warns(UserWarning, match="blocks are computed layer by layer: the fused kernels were off by 1"):
         assert not mbconv_choice._tried(0, torch.float32)

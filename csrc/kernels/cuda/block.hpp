@@ -43,6 +43,9 @@ namespace pynas::kernels::cuda {
 // times, few enough that what they leave is soon put together. Not a GPU's number, on which results would depend.
 constexpr int most_blocks = PYNAS_BLOCKS;
 
+// Bytes of shared memory that a block may have on every GPU that these kernels are for.
+constexpr int most_shared = 99 << 10;
+
 struct Index {
   int x, y;
 };

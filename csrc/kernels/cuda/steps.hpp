@@ -128,6 +128,7 @@ void run_step(const Run& run, const Depthwise<T>& of) {
   int chunks = 0;
   with_depthwise(s, depthwise_side(s) == 8, [&](auto kernel, auto stride, auto side) {
     typedef depthwise::Forward<T, kernel.value, stride.value, side.value> Kernel;
+    static_assert(sizeof(typename Kernel::Shared) <= most_shared);
     float* const moments = of.statistics.mean == nullptr ? nullptr : of.scratch;
     const typename Kernel::Arguments a{shape_of(s), of.expansion, of.norm, of.x,   of.weight,
                                        of.y,        Norm{},       moments, nullptr};
@@ -163,9 +164,13 @@ template <class T, class Run>
 void run_step(const Run& run, const DepthwiseBackward<T>& of) {
   const DepthwiseShape& s = of.shape;
   int chunks = 0;
-  with_depthwise(s, s.h <= 8 && s.w <= 8, [&](auto kernel, auto stride, auto side) {
+  // The shared memory of a tile of 16 with an expansion and a kernel of 7 is more than GPUs of 8.6 and 8.9 have.
+  const bool small = (s.h <= 8 && s.w <= 8) || (s.kernel == 7 && of.expansion.weight != nullptr);
+  with_depthwise(s, small, [&](auto kernel, auto stride, auto side) {
     constexpr int of_x = stride.value == 2 ? 16 : side.value;
     typedef depthwise::Backward<T, kernel.value, stride.value, of_x> Kernel;
+    static_assert(sizeof(typename Kernel::Shared) <= most_shared || (kernel.value == 7 && side.value == 16));
+    static_assert(offsetof(typename Kernel::Shared, x) <= most_shared);
     const typename Kernel::Arguments a{shape_of(s), of.expansion, of.norm,   of.after, of.x,
                                        of.y,        of.d,         of.weight, of.dz,    of.scratch};
     chunks = Kernel::tiles_of(a).chunks;
