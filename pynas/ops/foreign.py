@@ -7,7 +7,7 @@ made it: hooks within it, layers put in or taken out, tracing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -111,16 +111,17 @@ class FusedBlock(nn.Module):
     _original: type[nn.Module]
     _described: Callable[[Any], _Block]
 
-    def forward(self, x: Tensor) -> Tensor:
-        block = self._known() if _is_plain(x) else None
-        if block is None:
-            return super().forward(x)
+    def forward(self, *given: Any, **named: Any) -> Any:
+        """x alone, as a network calls it: (N, C, H, W) to (N, C', H', W')."""
+        x = given[0] if len(given) == 1 and not named else None
+        if not _is_plain(x) or (block := self._known()) is None or not _takes(block.layers, x):
+            return super().forward(*given, **named)
         layers, residual, kept = block
         steps = mbconv_choice.steps_for(x)
         if steps is not None and mbconv_choice.takes(x, layers, residual):
             return mbconv(x, layers, residual, kept(x) if residual else None, steps=steps)
         if not x.is_cpu or torch.compiler.is_compiling():  # views of modules are nothing for the compiler
-            return super().forward(x)
+            return super().forward(*given, **named)
         return _by_layers(x, layers, residual, kept)
 
     def _known(self) -> _Block | None:
@@ -135,9 +136,13 @@ class FusedBlock(nn.Module):
         return _remade, (self._original,), self.__dict__
 
 
-def _is_plain(x: Tensor) -> bool:
+def _is_plain(x: Any) -> TypeGuard[Tensor]:
     """Whether x is a tensor that is computed with: nothing traces, and fused operators are wanted."""
     return isinstance(x, Tensor) and library.fused() and not torch.jit.is_tracing()
+
+
+def _takes(layers: MBConvLayers, x: Tensor) -> bool:
+    return x.dim() == 4 and x.shape[1] == (layers.expand or layers.depthwise).in_channels
 
 
 _classes: dict[type[nn.Module], type[nn.Module]] = {}

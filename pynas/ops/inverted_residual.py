@@ -18,7 +18,7 @@ class InvertedResidual(nn.Module):
     """x + norm(branch(x)), or without x: (N, C, H, W) to (N, C', H', W').
 
     On a GPU whole blocks are fused (`pynas.ops.mbconv`) where kernels take them, else layer after layer with fused
-    operators where there are some (`pynas.ops.sequence`); `pynas.ops.use("reference")` calls every module.
+    operators where there are some (`pynas.ops.sequence`); `pynas.ops.use("reference")` calls every layer.
     """
 
     def parts(self) -> tuple[list[nn.Module], nn.Module, bool]:

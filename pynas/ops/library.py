@@ -143,6 +143,14 @@ def check_gradient(gradient: Tensor) -> None:
         )
 
 
+def refuse_batches(gradient: Tensor, where: str) -> None:
+    """Raises PynasError for several gradients at once, as `is_grads_batched` makes them."""
+    if not _is_compiling() and _is_batched(gradient):
+        raise PynasError(
+            f"backward of {where}: several gradients at once; allowed: one, or ops.use('reference') before"
+        )
+
+
 def has_hooks(*modules: nn.Module) -> bool:
     """Whether calling one of the modules does more than its class says: hooks, as profilers and counters have them,
     those of all modules included, and a `forward` of the module's own.

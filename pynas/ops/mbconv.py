@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pynas.errors import PynasError
 from pynas.ops import mbconv_plan, reference_mbconv
@@ -62,10 +63,11 @@ def mbconv(
     parameters. steps: who computes, `reference_mbconv` by default. plan: `mbconv_plan`'s by default.
 
     Saved for backward: x and what the three convolutions give (y1, y2, y3), without y1 where `mbconv_plan` has it made
-    anew; nothing else of their size. Raises PynasError for convolutions that no step computes, ValueError for a single
-    value a channel in training, as torch.
+    anew; nothing else of their size. Raises PynasError for layers that no step computes and for an x or keep that does
+    not fit them, ValueError for a single value a channel in training, as torch.
     """
     check_layers(layers)
+    _check_input(x, layers, residual, keep)
     device = x.device.type
     if under_autocast(x):
         x = x.to(torch.get_autocast_dtype(device))
@@ -133,6 +135,19 @@ def _mbconv(
     return out
 
 
+def _check_input(x: Tensor, layers: MBConvLayers, residual: bool, keep: Tensor | None) -> None:
+    channels = (layers.expand or layers.depthwise).in_channels
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise PynasError(f"mbconv: x of shape {tuple(x.shape)}; allowed: (N, {channels}, H, W)")
+    made = (layers.project.out_channels, *(mbconv_plan.positions(size, *layers.window) for size in x.shape[2:]))
+    if min(made) < 1:
+        raise PynasError(f"mbconv: x of shape {tuple(x.shape)}; allowed: no less than the kernel with its padding")
+    if residual and made != tuple(x.shape[1:]):
+        raise PynasError(f"mbconv: residual of shape {tuple(x.shape)}; allowed: that of the result, (N, {made})")
+    if keep is not None and tuple(keep.shape) != (x.shape[0],):
+        raise PynasError(f"mbconv: keep of shape {tuple(keep.shape)}; allowed: ({x.shape[0]},)")
+
+
 def block_shape(x: Tensor, layers: MBConvLayers) -> mbconv_plan.BlockShape:
     """What `mbconv_plan` chooses by."""
     depthwise, expanded = layers.depthwise, 0 if layers.expand is None else layers.expand.out_channels
@@ -164,14 +179,28 @@ def check_layers(layers: MBConvLayers) -> None:
             continue
         if not (other.kernel_size == other.stride == (1, 1) and other.groups == 1 and _plain(other)):
             raise PynasError(f"mbconv: {other}; allowed: 1x1 with stride 1, one group, no padding, no bias")
+    mid = conv.in_channels
+    sizes = (None if layers.expand is None else layers.expand.out_channels, layers.project.in_channels)
+    if any(size not in (None, mid) for size in sizes):
+        raise PynasError(f"mbconv: {layers.expand}, {layers.project}; allowed: to and from the depthwise one's {mid}")
     if layers.gate is not None:
         check_gate(layers.gate, conv.in_channels, layers.splits)
     elif layers.splits > 1:
         raise PynasError(
             f"mbconv: depthwise {conv} without a gate; allowed: Split-Attention's where a channel has several"
         )
+    features = (mid, conv.out_channels, layers.project.out_channels)
+    for norm, count in zip((layers.expand_norm, layers.norm, layers.project_norm), features, strict=True):
+        if norm is not None and not (isinstance(norm, _BatchNorm) and norm.num_features == count):
+            raise PynasError(f"mbconv: norm {norm}; allowed: batch-norm of {count} channels")
 
 
 def _plain(conv: nn.Conv2d) -> bool:
     padded = conv.kernel_size == (1, 1) and conv.padding != (0, 0)
-    return conv.bias is None and conv.dilation == (1, 1) and conv.padding_mode == "zeros" and not padded
+    return (
+        type(conv) is nn.Conv2d
+        and conv.bias is None
+        and conv.dilation == (1, 1)
+        and conv.padding_mode == "zeros"
+        and not padded
+    )

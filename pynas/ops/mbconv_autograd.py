@@ -122,6 +122,7 @@ class BlockFunction(torch.autograd.Function):
             Norm(saved[2 * i], saved[2 * i + 1], affine[2 * i], affine[2 * i + 1], plan.eps[i], plan.acts[i])
             for i in range(3)
         ]
+        library.refuse_batches(dout, "mbconv")
         dout = library.gradient_in_channels_last(dout)
         if not library.begins_a_vector(dout):
             dout = dout.clone(memory_format=torch.channels_last)

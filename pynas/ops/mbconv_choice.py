@@ -54,6 +54,7 @@ def takes(x: Tensor, layers: MBConvLayers, residual: bool) -> bool:
     made = [mbconv_plan.positions(size, *layers.window) for size in x.shape[2:]]
     return (
         x.dim() == 4
+        and x.shape[1] == (layers.expand or layers.depthwise).in_channels
         and all(size > 0 for size in made)
         and (not residual or made == [*x.shape[2:]])
         and min(x.shape[1:]) > 0
@@ -104,7 +105,10 @@ def agree(device: torch.device, reducer: Reducer) -> None:
     """
     if device.type != "cuda" or not library.fused():
         return
-    index = torch.cuda.current_device() if device.index is None else device.index
+    _agree(torch.cuda.current_device() if device.index is None else device.index, device, reducer)
+
+
+def _agree(index: int, device: torch.device, reducer: Reducer) -> None:
     refused = torch.tensor([float(not _tried(index, dtype)) for dtype in DTYPES], dtype=torch.float64, device=device)
     reducer.all_reduce(refused)
     for dtype, count in zip(DTYPES, refused.tolist(), strict=True):

@@ -13,7 +13,7 @@ from pynas.errors import PynasError
 
 Plan = Literal["stored", "recomputed"]
 PLANS: tuple[Plan, ...] = ("stored", "recomputed")
-_forced: str | None = None
+_forced: Plan | None = None
 
 BYTES_PER_SECOND = 3e12
 """Of a GPU's memory; an assumption (an H100's), as is the next."""
@@ -54,12 +54,13 @@ class BlockShape(NamedTuple):
 def saved_activations(shape: BlockShape, plan: Plan) -> int:
     """Bytes kept for backward: X, H (stored), D and O."""
     x, h, d, o = shape.sizes()
-    return x + d + o + (h if plan == "stored" else 0)
+    return x + d + o + (h if _known(plan, "saved_activations") == "stored" else 0)
 
 
 def traffic(shape: BlockShape, plan: Plan, training: bool = True) -> int:
     """Bytes that forward and backward move, or inference, counted step by step (docs/kernels.md)."""
     x, h, d, o = shape.sizes()
+    plan = _known(plan, "traffic")
     if not training:
         return 2 * x + (2 * h if plan == "stored" else 0) + 2 * d + o
     of_expansion = 4 * x + 8 * h if plan == "stored" else 9 * x + 3 * h
@@ -82,7 +83,7 @@ def plan_for(shape: BlockShape, training: bool = True) -> Plan:
     if not shape.expanded:
         return "stored"
     if _forced is not None:
-        return _forced  # type: ignore[return-value]
+        return _forced
     bytes_saved = traffic(shape, "stored", training) - traffic(shape, "recomputed", training)
     rate = OPERATIONS_PER_SECOND[4 if shape.itemsize > 2 else 2]
     return "recomputed" if bytes_saved / BYTES_PER_SECOND > operations(shape) / rate else "stored"
@@ -91,9 +92,13 @@ def plan_for(shape: BlockShape, training: bool = True) -> Plan:
 def use(plan: Plan | None) -> None:
     """Force a plan for the process, None for the better one of each block. Raises PynasError for another."""
     global _forced
-    if plan is not None and plan not in PLANS:
-        raise PynasError(f"mbconv_plan.use: got {plan!r}, allowed are {', '.join(PLANS)} and None")
-    _forced = plan
+    _forced = None if plan is None else _known(plan, "use", " and None")
+
+
+def _known(plan: str, where: str, beside: str = "") -> Plan:
+    if plan not in PLANS:
+        raise PynasError(f"mbconv_plan.{where}: got {plan!r}, allowed are {', '.join(PLANS)}{beside}")
+    return plan
 
 
 @contextmanager
@@ -104,4 +109,4 @@ def using(plan: Plan | None) -> Iterator[None]:
     try:
         yield
     finally:
-        use(before)  # type: ignore[arg-type]
+        use(before)

@@ -1,7 +1,7 @@
 """Layers one after another, with a fused operator of `pynas.ops` wherever some of them have one.
 
 The modules stay what they are, for names, states, counts and hooks; only who computes changes. With
-``pynas.ops.use("reference")`` every module is called.
+``pynas.ops.use("reference")`` every layer is called.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def in_sequence(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
             else:
                 waiting.pop(0)
                 x = batch_norm_act_se(x, layer, act, gate.reduce, gate.act, gate.expand, gate.function)
-        elif _is_depthwise(layer):
+        elif _is_depthwise(layer) and x.dim() == 4 and x.shape[1] == layer.in_channels:
             stride, padding = cast(Pair, layer.stride), cast(Pair, layer.padding)
             x = depthwise_conv2d(x, layer.weight, stride, padding)
         elif _is_pointwise(layer):

@@ -11,11 +11,14 @@ import pytest
 import torch
 from net_examples import varied
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pynas.nets.blocks import MBConv
 from pynas.nets.build import build_network
 from pynas.nets.load import load_model
 from pynas.ops import library, mbconv_choice, reference_mbconv, using
+from pynas.ops.inverted_residual import block_layers
+from pynas.ops.sync_batch_norm import convert_sync_batchnorm
 from pynas.space.architecture import Recipe
 
 LAST = torch.channels_last
@@ -141,6 +144,50 @@ def test_what_a_trial_said_is_a_constant_of_compiled_code(monkeypatch: pytest.Mo
     monkeypatch.setattr(mbconv_choice, "_found", {(0, torch.float32): True})
     asked = torch.compile(lambda x: x + mbconv_choice._trusted(0, torch.float32), backend="eager", fullgraph=True)
     assert asked(torch.zeros(1)) == 1
+
+
+def test_a_trial_is_nothing_to_whom_it_comes_in_between() -> None:
+    seen: list[Any] = []
+
+    def pack(value: Tensor) -> Tensor:
+        seen.append(value)
+        return value
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value)  # as checkpointing sets some
+    with hooks, torch.device("meta"), FakeTensorMode(), torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert mbconv_choice.trial(reference_mbconv, torch.device("cpu"), torch.float32) == ""
+    assert not seen
+
+
+def test_kernels_that_one_rank_refuses_are_used_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mbconv_choice, "_found", dict.fromkeys(((0, dtype) for dtype in mbconv_choice.DTYPES), True))
+    other = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    reducer: Any = SimpleNamespace(all_reduce=lambda tensor: tensor.add_(other))
+    mbconv_choice._agree(0, torch.device("cpu"), reducer)
+    assert [mbconv_choice._found[0, dtype] for dtype in mbconv_choice.DTYPES] == [True, False, True]
+
+
+def test_a_rank_without_images_meets_the_others_between_the_steps() -> None:
+    network = load_model("fbnetv3_a", resolution=128, classes=10)
+    x = torch.empty(0, 3, 32, 32).contiguous(memory_format=LAST)
+    reducer: Any = SimpleNamespace(size=2, all_reduce=lambda _: None)
+    for shared in (False, True):
+        for block in network.modules():
+            if isinstance(block, MBConv):
+                branch, norm, residual = block.parts()
+                layers = block_layers(branch, norm)
+                of = (layers.expand or layers.depthwise).in_channels
+                empty = x.new_empty(0, of, 32, 32).contiguous(memory_format=LAST)
+                assert mbconv_choice.takes(empty, layers, residual) == shared
+        network = convert_sync_batchnorm(network, reducer)
+
+
+def test_images_of_other_channels_are_refused_as_torch_refuses_them() -> None:
+    network = load_model("fbnetv3_g", resolution=128, classes=10)
+    block = next(block for block in network.modules() if isinstance(block, MBConv))
+    x = torch.randn(1, 16, 9, 9).contiguous(memory_format=LAST)
+    with pytest.raises(RuntimeError, match=r"expected input.* to have 32 channels, but got 16"):
+        block(x)
 
 
 def test_what_a_trial_says_is_told_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

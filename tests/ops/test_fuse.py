@@ -243,6 +243,20 @@ def test_a_fused_network_compiles_in_one_graph(peers: Any, monkeypatch: pytest.M
     torch.testing.assert_close(compiled(given), right, rtol=1e-4, atol=1e-5)
 
 
+def test_a_block_is_called_as_before(peers: Any) -> None:
+    network = peers("torchvision mobilenet_v3_small").eval()
+    fused = copy.deepcopy(network)
+    fuse(fused)
+    x = torch.randn(1, 16, 8, 8).contiguous(memory_format=LAST)
+    torch.testing.assert_close(fused.features[1](input=x), network.features[1](x))
+    for wrong in (x[:, :8], x[0, 0, 0]):
+        with pytest.raises(RuntimeError) as right:
+            network.features[1](wrong)
+        with pytest.raises(RuntimeError) as found:
+            fused.features[1](wrong)
+        assert str(found.value) == str(right.value)
+
+
 def test_what_is_no_network_is_refused() -> None:
     with pytest.raises(PynasError, match=r"fuse: got str, allowed is an nn\.Module"):
         fuse("efficientnet_b0")  # type: ignore[arg-type]

@@ -203,6 +203,43 @@ def test_the_gpus_arithmetic_passes_the_trial(dtype: torch.dtype, plan: str) -> 
         assert mbconv_choice.trial(EMULATED, torch.device("cpu"), dtype) == ""
 
 
+def test_what_does_not_fit_the_layers_is_refused() -> None:
+    block, x, _ = given("plain", torch.float32, True, False)
+    layers, strided = block.layers(), block.layers()._replace(depthwise=nn.Conv2d(48, 48, 3, 2, 1, 1, 48, bias=False))
+    for changed, image, residual, keep, message in (
+        (layers, x[:, :8], True, None, r"x of shape \(4, 8, 9, 7\); allowed: \(N, 16, H, W\)"),
+        (layers, x[0], True, None, r"x of shape \(16, 9, 7\)"),
+        (strided, x, True, None, r"residual of shape .*; allowed: that of the result, \(N, \(16, 5, 4\)\)"),
+        (layers, x, True, torch.ones(1), r"keep of shape \(1,\); allowed: \(4,\)"),
+    ):
+        with pytest.raises(PynasError, match=f"mbconv: {message}"):
+            mbconv(image, changed, residual, keep)
+
+
+@pytest.mark.parametrize("steps", [reference_mbconv, EMULATED], ids=["reference", "emulated"])
+def test_backward_under_autocast_is_as_without(steps: Any) -> None:
+    block, x, _ = given("gated", torch.float32, True, False)
+    found = []
+    for enabled in (False, True):
+        own, leaf = copy.deepcopy(block), x.bfloat16().requires_grad_()
+        y = mbconv(leaf, own.layers(), True, steps=steps)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y.float().square().sum().backward()
+        found.append([leaf.grad, *(parameter.grad for parameter in own.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
+def test_several_gradients_at_once_are_refused() -> None:
+    block, x, _ = given("gated", torch.float64, True, False)
+    y = mbconv(x.requires_grad_(), block.layers(), True)
+    with pytest.raises(PynasError, match=r"backward of mbconv: several gradients at once; allowed: one, or ops\.use"):
+        torch.autograd.grad(y, x, torch.stack([y, y]).detach(), is_grads_batched=True)
+
+
 def test_layers_that_no_step_computes_are_refused() -> None:
     block, x, _ = given("plain", torch.float32, True, False)
     layers = block.layers()
@@ -225,6 +262,9 @@ def test_layers_that_no_step_computes_are_refused() -> None:
         (layers._replace(project=nn.Conv2d(48, 16, 1)), "mbconv: Conv2d.*; allowed: 1x1"),
         (layers._replace(expand=nn.Conv2d(16, 48, 1, stride=2, bias=False)), "mbconv: Conv2d.*; allowed: 1x1"),
         (layers._replace(expand_norm=None), "expand without its norm"),
+        (layers._replace(expand=nn.Conv2d(16, 24, 1, bias=False)), "to and from the depthwise one's 48"),
+        (layers._replace(project_norm=nn.BatchNorm2d(8)), "norm BatchNorm2d.*; allowed: batch-norm of 16 channels"),
+        (layers._replace(norm=nn.InstanceNorm2d(48)), "norm InstanceNorm2d.*; allowed: batch-norm of 48 channels"),
     ):
         with pytest.raises(PynasError, match=message):
             mbconv(x, changed, block.residual)
