@@ -26,7 +26,7 @@ sanitized tests/core
 # length: torch's compiler and its checks of operators, processes of several ranks, new interpreters.
 left_out="compile or opcheck or torchs_checks or torchs_rules or imported or importing or instruction_set"
 left_out="$left_out or two_ranks or split_batch or over_mpi or data_parallelism or test_library or test_tiles or test_mbconv"
-left_out="$left_out or test_fuse"
+left_out="$left_out or test_fuse or emulated"
 widest=
 if grep -qw avx2 /proc/cpuinfo 2>/dev/null; then widest=avx2; fi
 if [ $avx512 = ON ]; then widest=avx512; fi
@@ -37,5 +37,5 @@ done
 
 # The GPU's kernels, emulated on the CPU: what they read and write of tensors and of shared memory. float16's (dtype2) are
 # bfloat16's but for how a number is read.
-PYNAS_TILES_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g1" sanitized tests/ops/test_tiles.py \
-    -k "not cuda and not dtype2"
+PYNAS_TILES_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g1" sanitized \
+    tests/ops/test_tiles.py tests/ops/test_gpu_kernels.py -k "not cuda and not dtype2 and (emulated or test_tiles)"

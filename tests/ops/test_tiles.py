@@ -18,8 +18,8 @@ from pynas.ops import reference_mbconv as reference
 from pynas.ops.mbconv_plan import positions
 from pynas.ops.reference_mbconv import Norm, NormBackward
 
-CAPS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-FLOORS = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+CAPS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+FLOORS = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 DTYPES = list(CAPS)
 LAST = torch.channels_last
 has_gpu = available() and torch.cuda.is_available() and torch.ops.pynas.has_cuda()
