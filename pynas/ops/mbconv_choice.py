@@ -103,13 +103,13 @@ def agree(device: torch.device, reducer: Reducer) -> None:
 
     reducer: sums tensors of the device over the ranks.
     """
-    if device.type != "cuda" or not library.fused():
-        return
-    _agree(torch.cuda.current_device() if device.index is None else device.index, device, reducer)
+    if device.type == "cuda":
+        _agree(torch.cuda.current_device() if device.index is None else device.index, device, reducer)
 
 
 def _agree(index: int, device: torch.device, reducer: Reducer) -> None:
-    refused = torch.tensor([float(not _tried(index, dtype)) for dtype in DTYPES], dtype=torch.float64, device=device)
+    own = [not (library.fused() and _tried(index, dtype)) for dtype in DTYPES]
+    refused = torch.tensor(own, dtype=torch.float64, device=device)
     reducer.all_reduce(refused)
     for dtype, count in zip(DTYPES, refused.tolist(), strict=True):
         _found[index, dtype] = count == 0.0
