@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
+import json
 import math
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import harness
 import torch
 from bench_blocks import LAST, SHAPES, block
-from mbconv_works import Fused, depthwise_stage, fbnetv3_g, split_attention
+from mbconv_works import Fused, depthwise_stage, fbnetv3_g, off_by, split_attention
 from torch import Tensor, nn
 
+from pynas.files import write_whole
 from pynas.nets.blocks import MBConv
 from pynas.ops import library, mbconv_kernels, mbconv_plan, reference_mbconv, using
 from pynas.ops.inverted_residual import block_layers
@@ -44,6 +46,8 @@ TARGETS = {  # against eager, against compiled
     "FBNetV3-G training": (1.8, 1.4),
 }
 SAVED = 3.0
+G_IMAGES = 64
+GROUPS = ("blocks", "depthwise", "split-attention", "fbnetv3-g")
 
 
 def step(network: nn.Module, x: Tensor, gradient: Tensor, autocast: bool) -> list[Tensor]:
@@ -81,17 +85,26 @@ def errors(network: MBConv, fused: nn.Module, x: Tensor, gradient: Tensor) -> di
     for plan in mbconv_plan.PLANS:
         with mbconv_plan.using(plan):
             found[plan] = step(fused, few, some, False)
-    relative = {
-        name: max(
-            ((a.double() - b).norm() / b.norm().clamp(min=1e-30)).item() for a, b in zip(values, exact, strict=True)
-        )
-        for name, values in found.items()
-    }
+    relative = {name: max(off_by(a, b) for a, b in zip(values, exact, strict=True)) for name, values in found.items()}
+    assert all(relative[plan] <= WORST * relative["eager"] + FLOOR for plan in mbconv_plan.PLANS), relative
+    return relative
+
+
+def errors_in_inference(network: MBConv, fused: nn.Module, x: Tensor) -> dict[str, float]:
+    """The same of the output in evaluation."""
+    few = x[:8].detach()
+    exact = infer(Stock(copy.deepcopy(network).double()), few.double(), False)
+    found = {"eager": infer(Stock(network), few, True)}
+    for plan in mbconv_plan.PLANS:
+        with mbconv_plan.using(plan):
+            found[plan] = infer(fused, few, False)
+    relative = {name: off_by(value, exact) for name, value in found.items()}
     assert all(relative[plan] <= WORST * relative["eager"] + FLOOR for plan in mbconv_plan.PLANS), relative
     return relative
 
 
 def graphed(work: Work) -> Work:
+    """The work as a CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -110,8 +123,10 @@ def seconds(works: dict[str, Work], rounds: int, cuda: bool) -> dict[str, float]
     for _ in range(3):
         for work in works.values():
             work()
-    for _ in range(rounds):
-        for name, work in works.items():
+    names = list(works)
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:  # each round begins with another
+            work = works[name]
             if not cuda:
                 (runs,) = harness.measure({name: lambda _, work=work: work()}, 1).values()
                 found[name].append(runs.wall[0])
@@ -147,19 +162,32 @@ def copy_rate(device: str) -> float:
 
 
 class Table:
-    """Rows of what was timed, and the ratios that targets are about."""
+    """Rows of what was timed, and the ratios that targets are about: of single runs, and of CUDA graphs."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.cuda = options, options.device == "cuda"
         self.rate = copy_rate(options.device)
         self.rows: list[list[str]] = []
         self.told: list[dict[str, Any]] = []
-        self.ratios: dict[str, list[dict[str, float]]] = {}
+        self.ratios: dict[tuple[str, str], list[dict[str, float]]] = {}
+        self.settings = {"images": options.images, "copy_bytes_per_second": self.rate}
 
-    def add(self, group: str, name: str, works: dict[str, Work], moved: int | None = None, **told: Any) -> None:
-        """works: "eager", "compiled" where there is a GPU, "fused" and variants of it. moved: bytes, of "fused"."""
+    def add(
+        self,
+        group: str,
+        name: str,
+        works: dict[str, Work],
+        moved: int | None = None,
+        graphs_too: bool = True,
+        **told: Any,
+    ) -> None:
+        """works: "eager", "compiled" where there is a GPU, "fused" and variants of it. moved: bytes, of "fused".
+        graphs_too: whether CUDA graphs can be made of the works.
+        """
         took = seconds(works, self.options.rounds, self.cuda)
-        graphs = seconds({k: graphed(w) for k, w in works.items()}, self.options.rounds, True) if self.cuda else {}
+        graphs = {}
+        if self.cuda and graphs_too:
+            graphs = seconds({key: graphed(work) for key, work in works.items()}, self.options.rounds, True)
         own = [
             1e3 * found[peer] for found in (took, graphs) for peer in ("eager", "compiled", "fused") if peer in found
         ]
@@ -169,25 +197,32 @@ class Table:
         share = "" if moved is None else f"{100 * moved / took['fused'] / self.rate:.0f}%"
         self.rows.append([f"{group}: {name}", " ".join(f"{value:.3f}" for value in own), share, ", ".join(others)])
         self.told.append({"group": group, "name": name, "seconds": took, "graphs": graphs, "moved": moved, **told})
-        ratio = {peer: took[peer] / took["fused"] for peer in ("eager", "compiled") if peer in took}
-        self.ratios.setdefault(group, []).append(ratio)
+        for kind, times in (("", took), (", CUDA graphs", graphs)):
+            ratio = {peer: times[peer] / times["fused"] for peer in ("eager", "compiled") if peer in times}
+            self.ratios.setdefault((group, kind), []).append(ratio)
         print("  ".join(self.rows[-1]), file=sys.stderr)
+        if self.options.json:  # should it end before its time, what was measured is there
+            text = json.dumps({"settings": self.settings, "works": self.told}, indent=1)
+            write_whole(self.options.json, text)
+        if self.cuda:
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def targets(self, saved: list[float]) -> list[tuple[str, str, bool]]:
         found = []
         for group, wanted in TARGETS.items():
-            for peer, least in zip(("eager", "compiled"), wanted, strict=True):
-                values = [ratio[peer] for ratio in self.ratios.get(group, []) if peer in ratio]
-                if least is not None and values:
-                    mean = math.exp(statistics.fmean(map(math.log, values)))
-                    found.append(
-                        (f"{group}, times of {peer} by fused's: at least {least}", f"{mean:.2f}", mean >= least)
-                    )
-        mean = math.exp(statistics.fmean(map(math.log, saved)))
-        return [
-            *found,
-            (f"bytes saved for backward, eager's by fused's: at least {SAVED}", f"{mean:.2f}", mean >= SAVED),
-        ]
+            for kind in ("", ", CUDA graphs"):
+                for peer, least in zip(("eager", "compiled"), wanted, strict=True):
+                    values = [ratio[peer] for ratio in self.ratios.get((group, kind), []) if peer in ratio]
+                    if least is not None and values:
+                        mean = math.exp(statistics.fmean(map(math.log, values)))
+                        what = f"{group}{kind}, times of {peer} by fused's: at least {least}"
+                        found.append((what, f"{mean:.2f}", mean >= least))
+        if saved:
+            mean = math.exp(statistics.fmean(map(math.log, saved)))
+            what = f"bytes saved for backward, eager's by fused's: at least {SAVED}"
+            found.append((what, f"{mean:.2f}", mean >= SAVED))
+        return found
 
 
 def add_block(table: Table, shape: tuple[int, ...], device: str, steps: Any) -> float:
@@ -220,11 +255,12 @@ def add_block(table: Table, shape: tuple[int, ...], device: str, steps: Any) -> 
     name = f"{channels}->{out}@{size} e{expansion} k{kernel} s{stride}"
     table.add("training block", name, works, mbconv_plan.traffic(described, plan), saved=saved, plan=plan, **told)
     network.eval()
+    told = {"errors": errors_in_inference(network, fused, x), "shape": shape}
     works = {"eager": lambda: infer(stock, x, True), "fused": lambda: infer(fused, x, False)}
     if cuda:
         works["compiled"] = lambda: infer(compiled, x, True)
     plan = mbconv_plan.plan_for(described, training=False)
-    table.add("inference block", name, works, mbconv_plan.traffic(described, plan, training=False), plan=plan)
+    table.add("inference block", name, works, mbconv_plan.traffic(described, plan, training=False), plan=plan, **told)
     return saved["eager"] / saved["fused"]
 
 
@@ -246,35 +282,43 @@ def print_kept(images: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--images", type=harness.at_least(1), default=256)
+    parser.add_argument("--rounds", type=harness.at_least(1), default=15)
+    parser.add_argument("--only", action="append", choices=GROUPS, help="groups of rows; may be given again; else all")
+    parser.add_argument(
+        "--json", type=harness.writable, metavar="FILE", help="written after each row"
+    )
     parser.add_argument("--results", action="store_true", help="also to benchmarks/results/mbconv.json")
     parser.add_argument("--kept", action="store_true", help="only count the bytes kept for backward, on the CPU")
     options = parser.parse_args()
     if options.kept:
+        if options.json or options.results:
+            parser.error("--kept prints alone; allowed: without --json and --results")
         return print_kept(options.images)
     cuda = options.device == "cuda"
     if cuda and not (torch.cuda.is_available() and library.available() and torch.ops.pynas.has_cuda()):
         print("bench_mbconv: no GPU here, or a library without CUDA kernels", file=sys.stderr)
         raise SystemExit(2)
     around = harness.machine("torch") | {"gpu": torch.cuda.get_device_name() if cuda else None}
+    torch.backends.cudnn.benchmark = True  # the peers' best
     steps: Any = mbconv_kernels if cuda else reference_mbconv
-    table = Table(options)
-    saved = [add_block(table, shape, options.device, steps) for shape in SHAPES]
-    for channels, _, size, stride, expansion, kernel in SHAPES:
+    table, only = Table(options), options.only or GROUPS
+    saved = [add_block(table, shape, options.device, steps) for shape in SHAPES] if "blocks" in only else []
+    for channels, _, size, stride, expansion, kernel in SHAPES if "depthwise" in only else ():
         shape = (options.images, channels * expansion, size, kernel, stride)
         for direction, works, moved in depthwise_stage(*shape, options.device, steps):
             name = f"{channels * expansion}@{size} k{kernel} s{stride}"
             group = f"depthwise {direction}" + (f" k{kernel}" if direction == "forward" else "")
-            table.add(group, name, works, moved)
-    for radix in (2, 4):
+            # Of a forward that is over and kept no graph can be made: autograd runs in the stream that it ran in.
+            table.add(group, name, works, moved, graphs_too=direction == "forward")
+    for radix in (2, 4) if "split-attention" in only else ():
         for name, works in split_attention(radix, options.images, options.device, steps):
             table.add("Split-Attention", f"radix {radix}, {name}", works)
-    table.add("FBNetV3-G training", "a step", fbnetv3_g(options.images if cuda else 1, options.device, steps))
+    if "fbnetv3-g" in only:
+        images = min(options.images, G_IMAGES) if cuda else 1  # what three graphs keep for backward fits 80 GB
+        table.add("FBNetV3-G training", f"{images} images", fbnetv3_g(images, options.device, steps))
     columns = ("what", "eager, compiled, fused ms; the same as CUDA graphs", "of a copy's rate", "fused, by plan")
-    settings = {"images": options.images, "copy_bytes_per_second": table.rate}
-    data = {"settings": settings, "works": table.told}
+    data = {"settings": table.settings, "works": table.told}
     harness.report("mbconv", options, around, columns, table.rows, table.targets(saved), data)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -52,10 +51,12 @@ def curve(payload: dict[str, Any], kind: str, device: str) -> tuple[list[float],
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--seeds", type=harness.at_least(2), default=6)
+    parser.add_argument("--json", type=harness.writable, metavar="FILE")
     parser.add_argument("--results", action="store_true", help="also to benchmarks/results/curve_mbconv.json")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no GPU here; allowed: --device cpu")
     around = harness.machine("torch")
     rows, told, targets = [], [], []
     for number, given in enumerate(payloads()[:NETWORKS]):

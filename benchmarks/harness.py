@@ -29,10 +29,30 @@ RESULTS = Path(__file__).parent / "results"
 def arguments(description: str | None, rounds: int) -> argparse.Namespace:
     """The options every benchmark has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"interleaved rounds (default {rounds})")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    parser.add_argument("--rounds", type=at_least(1), default=rounds, help=f"interleaved rounds (default {rounds})")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="also write the results to FILE")
     parser.add_argument("--results", action="store_true", help="also write them to benchmarks/results/<name>.json")
     return parser.parse_args()
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argument's type: a whole number, no smaller."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"got {value}, allowed: {least} and more")
+        return value
+
+    return number
+
+
+def writable(text: str) -> Path:
+    """An argument's type: a file in a folder that is there, which is better known before anything is measured."""
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: no file can be written there")
+    return path
 
 
 @dataclass
