@@ -285,9 +285,7 @@ def main() -> None:
     parser.add_argument("--images", type=harness.at_least(1), default=256)
     parser.add_argument("--rounds", type=harness.at_least(1), default=15)
     parser.add_argument("--only", action="append", choices=GROUPS, help="groups of rows; may be given again; else all")
-    parser.add_argument(
-        "--json", type=harness.writable, metavar="FILE", help="written after each row"
-    )
+    parser.add_argument("--json", type=harness.writable, metavar="FILE", help="written after each row")
     parser.add_argument("--results", action="store_true", help="also to benchmarks/results/mbconv.json")
     parser.add_argument("--kept", action="store_true", help="only count the bytes kept for backward, on the CPU")
     options = parser.parse_args()
