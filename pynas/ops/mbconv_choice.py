@@ -33,10 +33,9 @@ def dtype_of(x: Tensor) -> torch.dtype:
 
 def steps_for(x: Tensor) -> ModuleType | None:
     """Who computes the steps of blocks of x: kernels that have proved right on x's device, or None for nobody."""
-    dtype = dtype_of(x)
-    if not library.fused() or dtype not in DTYPES or not x.is_cuda:
+    if not library.fused() or dtype_of(x) not in DTYPES or not x.is_cuda:
         return None
-    return mbconv_kernels if _trusted(x.device.index, dtype) else None
+    return mbconv_kernels if _trusted(x.device.index, dtype_of(x)) else None
 
 
 def takes(x: Tensor, layers: MBConvLayers, residual: bool) -> bool:
