@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
+import stat
 import subprocess
+import termios
 import time
+from array import array
 from contextlib import suppress
 from pathlib import Path
 
 from pynas.ranks.launch import Launch
 
-HEARD = 0.5  # seconds for a launcher to pass on what was said
+HYDRA = "PMI_FD"  # the environment variable by which a process of hydra's is known, and reaches it
+READ = 10.0  # seconds at most for a launcher to read what was said
+HEARD = 0.5  # seconds for it to pass that on
 
 
 def say(text: str) -> None:
@@ -43,8 +49,8 @@ def end_others(launch: Launch, code: int) -> None:
     Open MPI and torchrun do so when a rank exits with an error. Hydra asks for MPI's abort, and srun for
     --kill-on-bad-exit or for scancel.
     """
-    if launch.launcher == "mpirun" and (descriptor := os.environ.get("PMI_FD", "")).isdecimal():
-        time.sleep(HEARD)  # hydra drops what it has not read of the ranks' output when it aborts
+    if launch.launcher == "mpirun" and (descriptor := os.environ.get(HYDRA, "")).isdecimal():
+        _wait_until_heard()  # hydra drops what it has not read of the ranks' output when it aborts
         with suppress(OSError):
             os.write(int(descriptor), f"cmd=abort exitcode={code}\n".encode())
     job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
@@ -53,3 +59,18 @@ def end_others(launch: Launch, code: int) -> None:
             # By itself scancel kills a step, and with it the exit codes of supervisors that are leaving.
             order = ["scancel", *(["--signal=TERM"] if code == 2 else []), f"{job}.{step}"]
             subprocess.run(order, capture_output=True, timeout=5, stdin=subprocess.DEVNULL)
+
+
+def _wait_until_heard() -> None:
+    until = time.monotonic() + READ
+    with suppress(OSError):
+        while stat.S_ISFIFO(os.fstat(2).st_mode) and _unread(2) and time.monotonic() < until:
+            time.sleep(0.02)
+    time.sleep(HEARD)
+
+
+def _unread(pipe: int) -> int:
+    """Bytes that are in a pipe."""
+    count = array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]

@@ -9,10 +9,10 @@ import ctypes
 import faulthandler
 import os
 import secrets
+import select
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,10 +25,11 @@ from pynas.ranks.launch import Launch
 from pynas.ranks.lines import Line, listen
 from pynas.ranks.monitor import Monitor
 from pynas.ranks.outcome import STOPS, Outcome
+from pynas.ranks.report import HYDRA
 
 PR_SET_PDEATHSIG = 1
 LONGEST_TRACEBACK = 20_000  # characters, from the end
-LAST_WORDS = 0.5  # seconds for rank 0's supervisor to tell of a lost one
+LAST_WORDS = 5.0  # seconds for rank 0's supervisor to tell of a lost one, however little time it gets
 ANSWER = 15.0  # seconds for the supervisor to connect to rank 0's
 
 
@@ -89,14 +90,14 @@ def supervise(main: Callable[[], int | None], launch: Launch) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise SystemExit(_run(main))
     theirs.close()
-    lifeline = _guard(child)
+    lifeline = _guard(child, hydra=HYDRA in os.environ)
     code = Monitor(child, launch, page, Line(ours), listener, secret).run()
     with suppress(BrokenPipeError):  # the guard was killed
         os.write(lifeline, b".")
     return code
 
 
-def _guard(child: int) -> int:
+def _guard(child: int, hydra: bool) -> int:
     """Fork a process that ends what the rank has started if the supervisor is killed; returns its lifeline.
 
     The rank itself ends with its supervisor, but its own processes would live on and hold the launcher's pipes.
@@ -111,8 +112,12 @@ def _guard(child: int) -> int:
         if os.read(ours, 1) == b"":  # the supervisor went without a word
             with suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
-            # Hydra kills all ranks once one has closed its pipes; this process holds them until rank 0 has named it.
-            time.sleep(LAST_WORDS)
+            # Hydra kills all ranks once one has closed its pipes, and drops what they have said: this process holds
+            # them until rank 0 has named the lost one. If it ends all ranks itself it is gone at once.
+            if hydra:
+                pipes = select.poll()
+                pipes.register(2, 0)  # its end is all that is asked for
+                pipes.poll(LAST_WORDS * 1000)
     finally:
         os._exit(0)
 

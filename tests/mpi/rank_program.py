@@ -125,6 +125,20 @@ def stop() -> int:
     return 128 + next(filter(None, of_ranks))
 
 
+def loss_seen_late() -> int:
+    """Rank 1's supervisor is killed while rank 0's gets no time for two seconds."""
+    placement = meet()
+    judge, *_ = placement.gather(os.getppid())
+    if placement.rank == 1:
+        os.kill(judge, signal.SIGSTOP)
+        go_on = f"import os, time; time.sleep(2); os.kill({judge}, {signal.SIGCONT})"
+        nowhere = subprocess.DEVNULL
+        subprocess.Popen([sys.executable, "-c", go_on], start_new_session=True, stdout=nowhere, stderr=nowhere)
+        os.kill(os.getppid(), signal.SIGKILL)
+    placement.gather(0)
+    return 0
+
+
 def wait() -> int:
     """Says that it works, and waits for ever."""
     placement = meet()
@@ -155,6 +169,7 @@ PROGRAMS: dict[str, Callable[[], int]] = {
     "exit": lambda: go_wrong(lambda: os._exit(3)),
     "kill": lambda: go_wrong(lambda: os.kill(os.getpid(), signal.SIGKILL)),
     "kill-supervisor": lambda: go_wrong(lambda: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(3600))),
+    "loss-seen-late": loss_seen_late,
     "hang": lambda: go_wrong(hang),
     "mistake": mistake,
     "early-mistake": early_mistake,

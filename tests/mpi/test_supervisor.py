@@ -45,6 +45,14 @@ def test_the_loss_of_rank_0s_supervisor_is_seen_by_the_others(tmp_path: Path) ->
     assert ended.told == [f"pynas: rank 0 on {HERE}: lost (killed with its launcher, or its node is down)"], ended.err
 
 
+def test_a_loss_is_named_on_a_machine_that_is_slow_too(tmp_path: Path) -> None:
+    """The launcher ends all ranks as soon as the lost one's pipes are closed, and that must not be before."""
+    ended = mpi(2, "loss-seen-late", tmp_path).end()
+    assert ended.code != 0
+    assert ended.left == []
+    assert ended.told == [f"pynas: rank 1 on {HERE}: {WRONG['kill-supervisor']}"], ended.err
+
+
 @pytest.mark.parametrize("how", ["early-raise", "early-exit", "early-hang"])
 def test_a_rank_that_goes_wrong_before_the_ranks_have_met_ends_all(tmp_path: Path, how: str) -> None:
     ended = mpi(4, how, tmp_path).end()
