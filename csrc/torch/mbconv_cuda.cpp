@@ -27,6 +27,7 @@ void check_product(const char* op, const Tensor& weight, const Tensor& x, int64_
   PYNAS_REQUIRE(weight.dim() == 4 && is_whole(weight.size(0), x), op, "weight", "of shape " + shape_of(weight),
                 "(C', C, 1, 1) with C' a multiple of 8 (4 of float32)");
   check_float(op, "weight", weight, x, {weight.size(0), in, 1, 1});
+  check_address(op, "weight", weight);
 }
 
 Made expand(Tensor x, Tensor weight, bool statistics) {
@@ -294,6 +295,7 @@ Tensor expanded_backward(Tensor dz, Tensor x, Tensor centre, Tensor weight, Tens
   check_float(op, "centre", centre, x, {x.size(1)});
   check_float(op, "level", level, x, {x.size(1)});
   check_float(op, "weight", weight, x, {x.size(1), dz.size(1) + x.size(1)});
+  check_address(op, "weight", weight);
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor dx = new_like(x);
   with_gpu_type(x, [&](auto type) {
@@ -316,6 +318,7 @@ Tensor expand_backward(Tensor d, Tensor y, Tensor after_mean, Tensor after_var, 
   PYNAS_REQUIRE(weight.dim() == 4 && is_whole(weight.size(1), y), op, "weight", "of shape " + shape_of(weight),
                 "(C', C, 1, 1) with C a multiple of 8 (4 of float32)");
   check_float(op, "weight", weight, y, {y.size(1), weight.size(1), 1, 1});
+  check_address(op, "weight", weight);
   if (residual.has_value()) check_beside(op, "residual", *residual, y, weight.size(1));
   const cuda::NormBackward after =
       BackwardGiven{{after_mean, after_var, after_weight, after_bias, after_eps, after_act}, {}, {}, sums, count}.of(op,

@@ -64,7 +64,13 @@ def takes(x: Tensor, layers: MBConvLayers, residual: bool) -> bool:
         and library.begins_a_vector(x)
         and all(count % multiple == 0 for count in (x.shape[1], *channels))
         and all(
-            value is None or (value.dtype == statistics_dtype(x) and value.device == x.device and value.is_contiguous())
+            value is None
+            or (
+                value.dtype == statistics_dtype(x)
+                and value.device == x.device
+                and value.is_contiguous()
+                and library.begins_a_vector(value)
+            )
             for value in _tensors(layers)
         )
         and all(_counts(norm) for norm in norms)

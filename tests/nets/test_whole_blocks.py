@@ -113,6 +113,11 @@ def test_hooks_and_other_layouts_are_computed_layer_by_layer(monkeypatch: pytest
     hook.remove()
     network(x)
     assert counted.blocks == 2 * every + 1
+    conv = first.branch[0]
+    odd = torch.empty(conv.weight.numel() + 1)[1:].view_as(conv.weight).copy_(conv.weight)
+    conv.weight = nn.Parameter(odd)  # kernels read 16 bytes at once
+    network(x)
+    assert counted.blocks == 3 * every + 1
 
 
 # --- the trial that kernels have to pass on a GPU ---

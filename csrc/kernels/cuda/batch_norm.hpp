@@ -86,11 +86,11 @@ struct Statistics {
     const Cut cut = Cut::of(a.pixels, a.channels, n);
     block.each([&](int t) {
       const Share share(cut, a.pixels, a.channels, n, at, t);
-      float sum[n] = {}, squares[n] = {};
-      Vector<T, n> shift{};
-      if (share.real) shift = load<n>(a.x + share.c);
+      float sum[n] = {}, squares[n] = {}, shift[n] = {};
+      if (share.real) widen(load<n>(a.x + share.c), shift);
       for (uint32_t r = share.begin; r < share.end; r += share.step) {
-        const Vector<T, n> x = load<n>(a.x + static_cast<int64_t>(r) * a.channels + share.c);
+        float x[n];
+        widen(load<n>(a.x + static_cast<int64_t>(r) * a.channels + share.c), x);
         PYNAS_UNROLL
         for (int v = 0; v < n; ++v) {
           const float off = x[v] - shift[v];
@@ -117,7 +117,7 @@ struct Statistics {
       const float count = static_cast<float>(share.end - share.begin);
       PYNAS_UNROLL
       for (int v = 0; v < n; ++v) {
-        const float off = shared.sum[v][t] / count, around = shared.squares[v][t] - shared.sum[v][t] * off;
+        const float off = divide(shared.sum[v][t], count), around = shared.squares[v][t] - shared.sum[v][t] * off;
         float* const to = a.moments + static_cast<int64_t>(at.y) * 3 * a.channels + share.c + v;
         to[0] = count;
         to[a.channels] = off;
@@ -158,15 +158,16 @@ struct Forward {
       for (uint32_t r = share.begin; r < share.end; r += share.step) {
         const int64_t from = static_cast<int64_t>(r) * a.channels + share.c;
         const uint32_t group = a.gate.values == nullptr ? 0 : r / static_cast<uint32_t>(a.pixels.rows);
-        const Vector<T, n> x = load<n>(a.x + from);
-        Vector<T, n> added{}, y;
-        if (a.residual != nullptr) added = load<n>(a.residual + from);
+        float y[n], added[n] = {};
+        widen(load<n>(a.x + from), y);
+        if (a.residual != nullptr) widen(load<n>(a.residual + from), added);
+        apply(channel, a.norm.act, y);
         PYNAS_UNROLL
         for (int v = 0; v < n; ++v) {
-          const float gated = activate(a.norm.act, channel[v](x[v])) * gate_at(a.gate, group, a.channels, share.c + v);
-          put(&y.values[v], a.residual == nullptr ? gated : gated + added[v]);
+          y[v] *= gate_at(a.gate, group, a.channels, share.c + v);
+          if (a.residual != nullptr) y[v] += added[v];
         }
-        store<n>(a.y + from, y);
+        store<n>(a.y + from, narrow<T>(y));
       }
     });
   }
@@ -204,13 +205,19 @@ struct BackwardSums {
       for (uint32_t r = share.begin; r < share.end; r += share.step) {
         const int64_t from = static_cast<int64_t>(r) * a.channels + share.c;
         const uint32_t group = a.gate.values == nullptr ? 0 : r / static_cast<uint32_t>(a.pixels.rows);
-        const Vector<T, n> d = load<n>(a.d + from), x = load<n>(a.x + from);
+        float dz[n], x[n], z[n];
+        widen(load<n>(a.d + from), dz);
+        widen(load<n>(a.x + from), x);
         PYNAS_UNROLL
         for (int v = 0; v < n; ++v) {
-          const float gated = d[v] * gate_at(a.gate, group, a.channels, share.c + v);
-          const float dz = chain(a.norm.act, gated, channel[v](x[v]));
-          total[v] += dz;
-          along[v] += dz * (x[v] - channel[v].mean);
+          dz[v] *= gate_at(a.gate, group, a.channels, share.c + v);
+          z[v] = channel[v](x[v]);
+        }
+        chain(a.norm.act, dz, z);
+        PYNAS_UNROLL
+        for (int v = 0; v < n; ++v) {
+          total[v] += dz[v];
+          along[v] += dz[v] * (x[v] - channel[v].mean);
         }
       }
       PYNAS_UNROLL
@@ -268,16 +275,17 @@ struct Backward {
       for (uint32_t r = share.begin; r < share.end; r += share.step) {
         const int64_t from = static_cast<int64_t>(r) * a.channels + share.c;
         const uint32_t group = r / static_cast<uint32_t>(a.pixels.rows);
-        const Vector<T, n> d = load<n>(a.d + from), x = load<n>(a.x + from);
-        Vector<T, n> dx;
+        float d[n], x[n];
+        widen(load<n>(a.d + from), d);
+        widen(load<n>(a.x + from), x);
         PYNAS_UNROLL
         for (int v = 0; v < n; ++v) {
           const int c = share.c + v;
-          float da = d[v] * gate_at(after.gate, group, a.channels, c);
-          if (after.dpool != nullptr) da += after.dpool[static_cast<int64_t>(group) * a.channels + c];
-          put(&dx.values[v], channel[v](after.norm.act, da, x[v]));
+          d[v] *= gate_at(after.gate, group, a.channels, c);
+          if (after.dpool != nullptr) d[v] += after.dpool[static_cast<int64_t>(group) * a.channels + c];
         }
-        store<n>(a.dx + from, dx);
+        apply(channel, after.norm.act, d, x);
+        store<n>(a.dx + from, narrow<T>(d));
       }
     });
   }

@@ -27,28 +27,27 @@ constexpr int lanes = 32, warps = 8, strip = 8;
 // Tiles of side x side pixels over n images of h x w, in chunks.
 struct Tiles {
   int high, wide;      // tiles of an image
-  int64_t count;       // of all images
+  int count;           // of all images, of no more than pixels
   int chunks, length;  // pieces, and tiles of one
 
   PYNAS_BOTH static Tiles of(int n, int h, int w, int side, int maps) {
     Tiles t{};
     t.high = (h + side - 1) / side;
     t.wide = (w + side - 1) / side;
-    t.count = static_cast<int64_t>(n) * t.high * t.wide;
-    const int64_t groups = (maps + lanes - 1) / lanes;
-    const int64_t most = most_blocks / groups > 1 ? most_blocks / groups : 1;
-    t.length = static_cast<int>((t.count + most - 1) / most);
+    t.count = n * t.high * t.wide;
+    const int groups = (maps + lanes - 1) / lanes, most = most_blocks / groups > 1 ? most_blocks / groups : 1;
+    t.length = t.count / most + (t.count % most != 0);
     if (t.length < 1) t.length = 1;
-    t.chunks = static_cast<int>((t.count + t.length - 1) / t.length);
+    t.chunks = t.count / t.length + (t.count % t.length != 0);
     return t;
   }
 };
 
 // Tile number `i`: its image, and the pixel that it begins with, the first tile's being -before.
 struct Tile {
-  PYNAS_DEVICE Tile(const Tiles& tiles, int64_t i, int side, int before = 0) {
-    const int of_image = tiles.high * tiles.wide, at = static_cast<int>(i % of_image);
-    image = static_cast<int>(i / of_image);
+  PYNAS_DEVICE Tile(const Tiles& tiles, int i, int side, int before = 0) {
+    const int of_image = tiles.high * tiles.wide, at = i % of_image;
+    image = i / of_image;
     row = at / tiles.wide * side - before;
     column = at % tiles.wide * side - before;
   }
@@ -66,6 +65,7 @@ PYNAS_DEVICE void load_channels(Channel* to, const Norm& norm, int first, int ch
 // Puts the kernels of maps from `first` on into shared memory, zeros beyond the last. weight: (maps, size).
 template <int size>
 PYNAS_DEVICE void load_kernels(float (*to)[lanes], const float* weight, int first, int maps, int t, int threads) {
+  PYNAS_ROLLED
   for (int i = t; i < size * lanes; i += threads)
     to[i % size][i / size] = first + i / size < maps ? weight[static_cast<int64_t>(first) * size + i] : 0.0f;
 }
@@ -74,7 +74,10 @@ PYNAS_DEVICE void load_kernels(float (*to)[lanes], const float* weight, int firs
 // tile.
 template <class T, int kernel, int stride, int side>
 struct Forward {
-  static constexpr int threads = lanes * warps, blocks = kernel == 7 ? 1 : 2, vector = vector_of<T>;
+  static constexpr int threads = lanes * warps, vector = 4;
+  // Registers are few: blocks at once, and pixels that a thread reads before it makes them, are as many as they allow.
+  static constexpr int blocks = kernel == 7 || sizeof(T) == 4 ? 2 : 3;
+  static constexpr int at_once = sizeof(T) == 2 && kernel != 5 && side == 16 ? 2 : 1;
   static constexpr int halo = (side - 1) * stride + kernel;  // pixels of a row that a tile reads
 
   struct Shared {
@@ -113,9 +116,9 @@ struct Forward {
       load_kernels<kernel * kernel>(shared.weight, a.weight, first, maps, t, threads);
       load_channels(shared.channel, a.norm, first >> s.shift, s.channels, t);
     });
-    const int64_t begin = static_cast<int64_t>(at.y) * tiles.length;
-    const int64_t end = begin + tiles.length < tiles.count ? begin + tiles.length : tiles.count;
-    for (int64_t i = begin; i < end; ++i) {
+    const int begin = at.y * tiles.length;
+    const int end = tiles.count - begin < tiles.length ? tiles.count : begin + tiles.length;
+    for (int i = begin; i < end; ++i) {
       const Tile tile(tiles, i, side);
       if (a.expansion.weight == nullptr)
         block.each([&](int t) { fill(shared, a, tile, first, t); });
@@ -131,7 +134,7 @@ struct Forward {
         if (t >= lanes || first + t >= maps) return;
         float all = 0.0f;
         for (int w = 0; w < warps; ++w) all += shared.moments[w][t].count * shared.moments[w][t].mean;
-        a.pooled[i * maps + first + t] = all;
+        a.pooled[static_cast<int64_t>(i) * maps + first + t] = all;
       });
     }
     if (a.moments == nullptr) return;
@@ -151,13 +154,17 @@ struct Forward {
   PYNAS_DEVICE static void expand(const Block<threads>& block, Shared& shared, const Arguments& a, const Tile& tile,
                                   int first, bool loaded) {
     const Shape& s = a.shape;
-    const auto at = [&](int p) -> int64_t {
+    const auto at = [&](int p) {
       const int row = tile.row * stride - s.padding + p / halo, column = tile.column * stride - s.padding + p % halo;
       const bool inside = row >= 0 && row < s.h && column >= 0 && column < s.w;
-      return inside ? (static_cast<int64_t>(tile.image) * s.h + row) * s.w + column : -1;
+      return inside ? (tile.image * s.h + row) * s.w + column : -1;
     };
-    const auto to = [&](int p, int lane, float value) {
-      shared.a[p][lane] = at(p) < 0 ? 0.0f : activate(a.norm.act, shared.channel[lane](value));
+    const auto to = [&](const auto& each) {
+      with_activation(a.norm.act, [&](auto act) {
+        each([&](int p, int lane, float value) {
+          shared.a[p][lane] = at(p) < 0 ? 0.0f : activate(act.value, shared.channel[lane](value));
+        });
+      });
     };
     Expander<T, lanes>::run(block, shared.panels, a.expansion, a.x, first >> s.shift, s.channels, halo * halo, loaded,
                             at, to);
@@ -170,19 +177,30 @@ struct Forward {
     const int parts = (lanes >> s.shift) / vector;
     const int lane = t % parts * vector, c = (first >> s.shift) + lane;
     const bool real = c < s.channels;  // then all of the vector is
-    Channel channel[vector];
-    PYNAS_UNROLL
-    for (int v = 0; v < vector; ++v)
-      if (real) channel[v] = Channel(a.norm, c + v);
-    for (int p = t / parts; p < halo * halo; p += threads / parts) {
-      const int row = tile.row * stride - s.padding + p / halo, column = tile.column * stride - s.padding + p % halo;
-      Vector<T, vector> values{};
-      const bool inside = real && row >= 0 && row < s.h && column >= 0 && column < s.w;
-      if (inside)
-        values = load<vector>(a.x + ((static_cast<int64_t>(tile.image) * s.h + row) * s.w + column) * s.channels + c);
+    const int step = threads / parts;
+    for (int begin = t / parts; begin < halo * halo; begin += at_once * step) {
+      Vector<T, vector> read[at_once];
+      bool inside[at_once];
       PYNAS_UNROLL
-      for (int v = 0; v < vector; ++v)
-        shared.a[p][lane + v] = inside ? activate(a.norm.act, channel[v](values[v])) : 0.0f;
+      for (int i = 0; i < at_once; ++i) {
+        const int p = begin + i * step;
+        const int row = tile.row * stride - s.padding + p / halo, column = tile.column * stride - s.padding + p % halo;
+        inside[i] = real && p < halo * halo && row >= 0 && row < s.h && column >= 0 && column < s.w;
+        if (!inside[i]) continue;
+        read[i] = load<vector>(a.x + ((static_cast<int64_t>(tile.image) * s.h + row) * s.w + column) * s.channels + c);
+      }
+      PYNAS_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        const int p = begin + i * step;
+        if (p >= halo * halo) break;
+        float values[vector] = {};
+        if (inside[i]) {
+          widen(read[i], values);
+          apply(shared.channel + lane, a.norm.act, values);
+        }
+        PYNAS_UNROLL
+        for (int v = 0; v < vector; ++v) shared.a[p][lane + v] = values[v];
+      }
     }
   }
 
@@ -212,14 +230,16 @@ struct Forward {
         for (int kx = 0; kx < kernel; ++kx) PYNAS_UNROLL
         for (int j = 0; j < strip; ++j) out[j] += values[j * stride + kx] * weight[ky * kernel + kx];
       }
+      if (a.after.mean != nullptr) {
+        PYNAS_UNROLL
+        for (int j = 0; j < strip; ++j) out[j] = after(out[j]);
+        activate(a.after.act, out);
+      }
       T* const to = a.y + ((static_cast<int64_t>(tile.image) * s.out_h + row) * s.out_w + column) * maps + map;
       PYNAS_UNROLL
       for (int j = 0; j < strip; ++j)
-        if (j < real) {
-          const float value = activate(a.after.act, after(out[j]));
-          put(to + static_cast<int64_t>(j) * maps, value);
-          made.add(value);
-        }
+        if (j < real) put(to + static_cast<int64_t>(j) * maps, out[j]);
+      made.add(out, real);
     }
   }
 };
@@ -229,13 +249,15 @@ struct Forward {
 // several maps d is that of their weighted sum (n, out_h, out_w, channels), the weights being `after.gate`.
 template <class T, int kernel, int stride, int side>
 struct Backward {
-  static constexpr int threads = lanes * warps, blocks = 1, vector = vector_of<T>;
+  static constexpr int threads = lanes * warps, vector = 4;
+  static constexpr int blocks = kernel == 7 ? 1 : 2, at_once = sizeof(T) == 2 && kernel != 5 ? 2 : 1;  // as Forward's
   static constexpr int halo = (side + kernel - 2) / stride + 1;  // of dy, for a tile of x
 
   struct Shared {
-    float dy[halo * halo][lanes];
+    float dy[halo * halo][lanes];  // and at the end sums, a row for each warp
     float weight[kernel * kernel][lanes];
-    float sums[warps][lanes];
+    Channel channel[lanes];  // of the norm before, fewer than lanes where each has several maps
+    ChannelBackward after[lanes];
     float x[side * side][lanes];  // this and what follows: there only with an expansion
     typename Expander<T, lanes>::Panels panels;
   };
@@ -268,7 +290,7 @@ struct Backward {
   };
   struct Strip {
     float centred[strip], da[strip];  // x - mean, and the gradient of a
-    int64_t at;                       // where the first pixel is in x
+    int at;                           // the first pixel, among x's
     int begin, real;                  // those within the image: none at the edges
   };
 
@@ -280,10 +302,12 @@ struct Backward {
     block.each([&](int t) {
       sums[t] = Sums{};
       load_kernels<kernel * kernel>(shared.weight, a.weight, first, maps, t, threads);
+      load_channels(shared.channel, a.norm, first >> s.shift, s.channels, t);
+      if (t < lanes) shared.after[t] = first + t < maps ? ChannelBackward(a.after, first + t, maps) : ChannelBackward();
     });
-    const int64_t begin = static_cast<int64_t>(at.y) * tiles.length;
-    const int64_t end = begin + tiles.length < tiles.count ? begin + tiles.length : tiles.count;
-    for (int64_t i = begin; i < end; ++i) {
+    const int begin = at.y * tiles.length;
+    const int end = tiles.count - begin < tiles.length ? tiles.count : begin + tiles.length;
+    for (int i = begin; i < end; ++i) {
       const Tile tile(tiles, i, side, before(s));
       block.each([&](int t) { fill(shared, a, tile, first, t); });
       if (a.expansion.weight != nullptr) expand(block, shared, a, tile, first, i > begin);
@@ -292,7 +316,7 @@ struct Backward {
         PerThread<Strip, threads> made;
         block.own([&](int t) { convolve(shared, a, tile, first, unit + t / lanes, t, made[t], sums[t]); });
         for (int i = 0; i < s.shift; ++i) add_neighbours(made, 1 << i);
-        block.own([&](int t) { finish(a, first, t, made[t], sums[t]); });
+        block.own([&](int t) { finish(shared, a, first, t, made[t], sums[t]); });
       }
       block.each([](int) {});
     }
@@ -301,13 +325,13 @@ struct Backward {
     for (int k = 0; k < kernel * kernel + 2; ++k) {
       block.each([&](int t) {
         const Sums& own = sums[t];
-        shared.sums[t / lanes][t % lanes] = k < kernel * kernel ? own.weight[k < kernel * kernel ? k : 0]
-                                                                : (k == kernel * kernel ? own.total : own.along);
+        shared.dy[t / lanes][t % lanes] = k < kernel * kernel ? own.weight[k < kernel * kernel ? k : 0]
+                                                              : (k == kernel * kernel ? own.total : own.along);
       });
       block.each([&](int t) {
         if (t >= lanes || first + t >= maps) return;
         float all = 0.0f;
-        for (int w = 0; w < warps; ++w) all += shared.sums[w][t];
+        for (int w = 0; w < warps; ++w) all += shared.dy[w][t];
         to[static_cast<int64_t>(k) * maps + t] = all;
       });
     }
@@ -325,38 +349,55 @@ struct Backward {
     const int lane = t % parts * vector, map = first + lane, maps = s.maps();
     const bool real = map < maps;
     const NormBackward& after = a.after;
-    ChannelBackward channel[vector];
     float pooled[vector] = {}, gate[vector];
     PYNAS_UNROLL
     for (int v = 0; v < vector; ++v) {
       gate[v] = 1.0f;
       if (!real) continue;
       const int64_t of_group = static_cast<int64_t>(tile.image) * maps + map + v;
-      channel[v] = ChannelBackward(after, map + v, maps);
       if (after.dpool != nullptr) pooled[v] = after.dpool[of_group];
       if (after.gate.values != nullptr) gate[v] = after.gate.values[after.gate.by_channel ? of_group : tile.image];
     }
-    for (int p = t / parts; p < halo * halo; p += threads / parts) {
-      const int row = first_of(tile.row, s.padding) + p / halo, column = first_of(tile.column, s.padding) + p % halo;
-      const bool inside = real && row >= 0 && row < s.out_h && column >= 0 && column < s.out_w;
-      const int64_t from = ((static_cast<int64_t>(tile.image) * s.out_h + row) * s.out_w + column) * maps + map;
-      Vector<T, vector> d{}, y{};
-      if (inside) d = load_repeated(a.d, from, s.shift), y = load<vector>(a.y + from);
+    const int step = threads / parts, top = first_of(tile.row, s.padding), left = first_of(tile.column, s.padding);
+    for (int begin = t / parts; begin < halo * halo; begin += at_once * step) {
+      Vector<T, vector> read[at_once], read_y[at_once];
+      bool inside[at_once];
       PYNAS_UNROLL
-      for (int v = 0; v < vector; ++v)
-        shared.dy[p][lane + v] = inside ? channel[v](after.norm.act, d[v] * gate[v] + pooled[v], y[v]) : 0.0f;
+      for (int i = 0; i < at_once; ++i) {
+        const int p = begin + i * step, row = top + p / halo, column = left + p % halo;
+        inside[i] = real && p < halo * halo && row >= 0 && row < s.out_h && column >= 0 && column < s.out_w;
+        if (!inside[i]) continue;
+        const int64_t from = ((static_cast<int64_t>(tile.image) * s.out_h + row) * s.out_w + column) * maps + map;
+        read[i] = load_repeated(a.d, from, s.shift);
+        read_y[i] = load<vector>(a.y + from);
+      }
+      PYNAS_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        const int p = begin + i * step;
+        if (p >= halo * halo) break;
+        float d[vector] = {}, y[vector];
+        if (inside[i]) {
+          widen(read[i], d);
+          widen(read_y[i], y);
+          PYNAS_UNROLL
+          for (int v = 0; v < vector; ++v) d[v] = d[v] * gate[v] + pooled[v];
+          apply(shared.after + lane, after.norm.act, d, y);
+        }
+        PYNAS_UNROLL
+        for (int v = 0; v < vector; ++v) shared.dy[p][lane + v] = d[v];
+      }
     }
   }
 
   PYNAS_DEVICE static void expand(const Block<threads>& block, Shared& shared, const Arguments& a, const Tile& tile,
                                   int first, bool loaded) {
     const Shape& s = a.shape;
-    const auto at = [&](int p) -> int64_t {
+    const auto at = [&](int p) {
       const int row = tile.row + p / side, column = tile.column + p % side;
       const bool inside = row >= 0 && row < s.h && column >= 0 && column < s.w;
-      return inside ? (static_cast<int64_t>(tile.image) * s.h + row) * s.w + column : -1;
+      return inside ? (tile.image * s.h + row) * s.w + column : -1;
     };
-    const auto to = [&](int p, int lane, float value) { shared.x[p][lane] = value; };
+    const auto to = [&](const auto& each) { each([&](int p, int lane, float value) { shared.x[p][lane] = value; }); };
     Expander<T, lanes>::run(block, shared.panels, a.expansion, a.x, first >> s.shift, s.channels, side * side, loaded,
                             at, to);
     block.each([](int) {});
@@ -384,19 +425,27 @@ struct Backward {
     PYNAS_UNROLL
     for (int j = 0; j < strip; ++j) made.da[j] = 0.0f;
     if (made.real <= 0) return;
-    made.at = ((static_cast<int64_t>(tile.image) * s.h + row) * s.w + column) * s.channels + c;
-    const Channel channel(a.norm, c);
-    float act[strip];
+    made.at = (tile.image * s.h + row) * s.w + column;
+    const Channel channel = shared.channel[t % lanes >> s.shift];
+    const auto real = [&](int j) { return j >= made.begin && j < made.real; };
+    float act[strip] = {};
+    if (a.expansion.weight != nullptr) {
+      PYNAS_UNROLL
+      for (int j = 0; j < strip; ++j) act[j] = shared.x[r * side + q + j][lane >> s.shift];
+    } else {
+      const T* const x = a.x + static_cast<int64_t>(made.at) * s.channels + c;
+      PYNAS_UNROLL
+      for (int j = 0; j < strip; ++j)
+        if (real(j)) act[j] = value_of(x[static_cast<int64_t>(j) * s.channels]);
+    }
     PYNAS_UNROLL
     for (int j = 0; j < strip; ++j) {
-      const bool real = j >= made.begin && j < made.real;
-      float x = 0.0f;
-      if (real)
-        x = a.expansion.weight != nullptr ? shared.x[r * side + q + j][lane >> s.shift]
-                                          : value_of(a.x[made.at + static_cast<int64_t>(j) * s.channels]);
-      made.centred[j] = x - channel.mean;
-      act[j] = real ? activate(a.norm.act, channel(x)) : 0.0f;
+      made.centred[j] = act[j] - channel.mean;
+      act[j] = channel(act[j]);
     }
+    activate(a.norm.act, act);
+    PYNAS_UNROLL
+    for (int j = 0; j < strip; ++j) act[j] = real(j) ? act[j] : 0.0f;
     PYNAS_UNROLL
     for (int ky = 0; ky < kernel; ++ky) {
       // Row r meets ky at dy's row (row + padding - ky) / stride, if that is whole.
@@ -425,18 +474,26 @@ struct Backward {
   }
 
   // The gradient of norm(x), by the thread of a channel's first map.
-  PYNAS_DEVICE static void finish(const Arguments& a, int first, int t, const Strip& made, Sums& sums) {
+  PYNAS_DEVICE static void finish(const Shared& shared, const Arguments& a, int first, int t, const Strip& made,
+                                  Sums& sums) {
     const Shape& s = a.shape;
     const int map = first + t % lanes, c = map >> s.shift;
     if (made.real <= 0 || map != c << s.shift) return;
-    const Channel channel(a.norm, c);
+    const Channel channel = shared.channel[t % lanes >> s.shift];
+    float dz[strip], z[strip];
+    PYNAS_UNROLL
+    for (int j = 0; j < strip; ++j) {
+      dz[j] = made.da[j];
+      z[j] = made.centred[j] * channel.scale + channel.bias;
+    }
+    chain(a.norm.act, dz, z);
+    T* const to = a.dz + static_cast<int64_t>(made.at) * s.channels + c;
     PYNAS_UNROLL
     for (int j = 0; j < strip; ++j)
       if (j >= made.begin && j < made.real) {
-        const float dz = chain(a.norm.act, made.da[j], channel(made.centred[j] + channel.mean));
-        put(a.dz + made.at + static_cast<int64_t>(j) * s.channels, dz);
-        sums.total += dz;
-        sums.along += dz * made.centred[j];
+        put(to + static_cast<int64_t>(j) * s.channels, dz[j]);
+        sums.total += dz[j];
+        sums.along += dz[j] * made.centred[j];
       }
   }
 

@@ -19,9 +19,10 @@ struct Expander {
     alignas(16) T weight[lanes][depth + pad];
   };
 
-  // Calls to(pixel, lane, value) for lanes channels from `first` on, zeros beyond the last, of `count` pixels.
-  // at(pixel) is where it lies among x's, or negative: a pixel outside of the image, whose values say nothing. One
-  // weight panel that holds all of `in` stays for the next call, which says so: `loaded`.
+  // Calls to(each), each(use) calling use(pixel, lane, value) for lanes channels from `first` on, zeros beyond the
+  // last, of `count` pixels, a part of them at a time. at(pixel) is where it lies among x's, or negative: a pixel
+  // outside of the image, whose values say nothing. One weight panel that holds all of `in` stays for the next call,
+  // which says so: `loaded`.
   template <class At, class To>
   PYNAS_DEVICE static void run(const Block<threads>& block, Panels& panels, const Expansion& expansion, const T* x,
                                int first, int channels, int count, bool loaded, const At& at, const To& to) {
@@ -31,26 +32,28 @@ struct Expander {
       for (int k = 0; k < expansion.in; k += depth) {
         block.each([&](int t) {
           const int lane = t % wide * vector;
+          PYNAS_ROLLED
           for (int r = t / wide; r < rows; r += high) {
-            const int64_t pixel = begin + r < count ? at(begin + r) : -1;
-            Vector<T, vector> values{};
-            if (pixel >= 0 && k + lane < expansion.in) values = load<vector>(x + pixel * expansion.in + k + lane);
-            store<vector>(&panels.pixels[r][lane], values);
+            const int pixel = begin + r < count ? at(begin + r) : -1;
+            if (pixel >= 0 && k + lane < expansion.in)
+              copy_later(&panels.pixels[r][lane], x + static_cast<int64_t>(pixel) * expansion.in + k + lane);
+            else
+              store<vector>(&panels.pixels[r][lane], Vector<T, vector>{});
           }
-          if (loaded && expansion.in <= depth) return;
-          for (int i = t; i < lanes * depth; i += threads) {
-            const int c = first + i / depth, d = k + i % depth;
-            const bool real = c < channels && d < expansion.in;
-            put(&panels.weight[i / depth][i % depth], real ? expansion.weight[c * expansion.in + d] : 0.0f);
-          }
+          if (!loaded || expansion.in > depth)
+            fill_panel<T, lanes, depth, threads, false>(panels.weight, expansion.weight, first, channels, k,
+                                                        expansion.in, t);
+          await_copies();
         });
         loaded = true;
         Tile::template multiply<depth>(block, Panel{panels.pixels[0]}, Panel{panels.weight[0]}, sums);
         block.each([](int) {});
       }
       block.own([&](int t) {
-        Tile::each(t, sums[t], [&](int row, int lane, float value) {
-          if (begin + row < count) to(begin + row, lane, value);
+        to([&](const auto& use) {
+          Tile::each(t, sums[t], [&](int row, int lane, float value) {
+            if (begin + row < count) use(begin + row, lane, value);
+          });
         });
       });
     }

@@ -23,6 +23,41 @@ struct Operand {
   const T* from;
 };
 
+// Rows from `first` on and depths from `k` on of a weight (count, in), or (in, count) where transposed, put beside each
+// other in shared memory as T, zeros beyond its ends. Both are multiples of 4, weight begins at one of 16 bytes.
+template <class T, int rows, int depth, int threads, bool transposed, int stride>
+PYNAS_DEVICE void fill_panel(T (*to)[stride], const float* weight, int first, int count, int k, int in, int t) {
+  if constexpr (!transposed) {
+    PYNAS_UNROLL
+    for (int i = t; i < rows * depth / 4; i += threads) {
+      const int row = i / (depth / 4), d = i % (depth / 4) * 4;
+      float values[4] = {};
+      // A weight has fewer than 2^31 numbers.
+      if (first + row < count && k + d < in) widen(load<4>(weight + (first + row) * in + k + d), values);
+      store<4>(&to[row][d], narrow<T>(values));
+    }
+  } else {
+    constexpr int pair = 4 / sizeof(T), pairs = depth / pair;  // what one bank of shared memory holds
+    PYNAS_UNROLL
+    for (int i = t; i < rows / 4 * pairs; i += threads) {
+      // Neighbours among threads have neighbours of both ways: a sector in memory, banks in shared memory.
+      const int row = (i % 4 + i / (4 * pairs) * 4) * 4, d = i / 4 % pairs * pair;
+      float values[pair][4] = {};
+      PYNAS_UNROLL
+      for (int p = 0; p < pair; ++p)
+        if (first + row < count && k + d + p < in)
+          widen(load<4>(weight + (k + d + p) * count + first + row), values[p]);
+      PYNAS_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        float both[pair];
+        PYNAS_UNROLL
+        for (int p = 0; p < pair; ++p) both[p] = values[p][j];
+        store<pair>(&to[row + j][d], narrow<T>(both));
+      }
+    }
+  }
+}
+
 // 8 warps, 4 along the rows of C and 2 along its columns.
 template <class T, int rows, int columns>
 struct TensorCores {
@@ -137,6 +172,7 @@ struct FusedMultiplyAdd {
                                     PerThread<Sums, threads>& sums) {
     block.own([&](int t) {
       Sums& own = sums[t];
+      PYNAS_BY_FOUR
       for (int k = 0; k < depth; ++k) {
         float left[rows / 16], right[columns / 16];
         PYNAS_UNROLL

@@ -21,6 +21,14 @@ struct Channel {
   float mean = 0.0f, inverse = 1.0f, scale = 1.0f, bias = 0.0f;
 };
 
+// act(norm(x)) of neighbouring channels.
+template <int n>
+PYNAS_DEVICE void apply(const Channel* channel, Activation act, float (&x)[n]) {
+  PYNAS_UNROLL
+  for (int v = 0; v < n; ++v) x[v] = channel[v](x[v]);
+  activate(act, x);
+}
+
 // Mean of `count` values and the sum of squares around it.
 struct Moments {
   float count = 0.0f, mean = 0.0f, squares = 0.0f;
@@ -29,7 +37,7 @@ struct Moments {
   PYNAS_DEVICE void merge(const Moments& other) {
     const float all = count + other.count;
     if (all == 0.0f) return;
-    const float off = other.mean - mean, share = other.count / all;
+    const float off = other.mean - mean, share = divide(other.count, all);
     mean += off * share;
     squares += other.squares + off * off * (count * share);
     count = all;
@@ -41,35 +49,50 @@ struct Moments {
 struct Shifted {
   float count = 0.0f, shift = 0.0f, sum = 0.0f, squares = 0.0f;
 
-  PYNAS_DEVICE void add(float value) {
-    if (count == 0.0f) shift = value;
-    const float off = value - shift;
-    count += 1.0f;
-    sum += off;
-    squares += off * off;
+  // The first `real` of the values, at least one.
+  template <int n>
+  PYNAS_DEVICE void add(const float (&values)[n], int real) {
+    if (count == 0.0f) shift = values[0];
+    count += static_cast<float>(real);
+    PYNAS_UNROLL
+    for (int i = 0; i < n; ++i) {
+      const float off = values[i] - shift;
+      sum += i < real ? off : 0.0f;
+      squares += i < real ? off * off : 0.0f;
+    }
   }
   PYNAS_DEVICE Moments moments() const {
     if (count == 0.0f) return {};
-    const float off = sum / count, around = squares - sum * off;
+    const float off = divide(sum, count), around = squares - sum * off;
     return {count, shift + off, around < 0.0f ? 0.0f : around};
   }
 };
 
 // What one channel of a NormBackward needs.
-struct ChannelBackward : Channel {
+struct ChannelBackward {
   ChannelBackward() = default;
-  PYNAS_DEVICE ChannelBackward(const NormBackward& of, int64_t c, int64_t channels) : Channel(of.norm, c) {
+  PYNAS_DEVICE ChannelBackward(const NormBackward& of, int64_t c, int64_t channels) : norm(of.norm, c) {
     if (of.sums == nullptr) return;
-    level = scale * of.sums[c] * of.share;
-    slope = scale * of.sums[channels + c] * of.share * inverse;
+    level = norm.scale * of.sums[c] * of.share;
+    slope = norm.scale * of.sums[channels + c] * of.share * norm.inverse;
   }
-  // da: gradient of act's result.
-  PYNAS_DEVICE float operator()(Activation act, float da, float x) const {
-    return scale * chain(act, da, (*this)(x)) - (x - mean) * slope - level;
-  }
-  using Channel::operator();
 
+  Channel norm;
   float level = 0.0f, slope = 0.0f;
 };
+
+// d, the gradient of act's results of neighbouring channels, becomes that of x.
+template <int n>
+PYNAS_DEVICE void apply(const ChannelBackward* channel, Activation act, float (&d)[n], const float (&x)[n]) {
+  float z[n];
+  PYNAS_UNROLL
+  for (int v = 0; v < n; ++v) z[v] = channel[v].norm(x[v]);
+  chain(act, d, z);
+  PYNAS_UNROLL
+  for (int v = 0; v < n; ++v) {
+    const ChannelBackward& c = channel[v];
+    d[v] = c.norm.scale * d[v] - (x[v] - c.norm.mean) * c.slope - c.level;
+  }
+}
 
 }  // namespace pynas::kernels::cuda

@@ -31,9 +31,11 @@ struct Pool {
         for (int v = 0; v < n; ++v) channel[v] = Channel(a.norm, c + v);
         const T* const x = a.x + static_cast<int64_t>(at.y) * a.rows * a.channels + c;
         for (int r = t / wide; r < a.rows; r += high) {
-          const Vector<T, n> values = load<n>(x + static_cast<int64_t>(r) * a.channels);
+          float values[n];
+          widen(load<n>(x + static_cast<int64_t>(r) * a.channels), values);
+          apply(channel, a.norm.act, values);
           PYNAS_UNROLL
-          for (int v = 0; v < n; ++v) sums[v] += activate(a.norm.act, channel[v](values[v]));
+          for (int v = 0; v < n; ++v) sums[v] += values[v];
         }
       }
       PYNAS_UNROLL
@@ -43,7 +45,7 @@ struct Pool {
       if (t >= columns || first + t >= a.channels) return;
       float all = 0.0f;
       for (int i = 0; i < high; ++i) all += shared.sums[i][t];
-      a.pooled[static_cast<int64_t>(at.y) * a.channels + first + t] = all / static_cast<float>(a.rows);
+      a.pooled[static_cast<int64_t>(at.y) * a.channels + first + t] = divide(all, static_cast<float>(a.rows));
     });
   }
 };

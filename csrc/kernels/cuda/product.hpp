@@ -7,7 +7,7 @@
 
 namespace pynas::kernels::cuda::product {
 
-constexpr int threads = 256;
+constexpr int threads = 256, some = 4;  // numbers of a source that a thread makes at once: registers are few
 constexpr int product_rows = 128, product_columns = 64, outer_rows = 32, outer_side = 64;  // of a tile
 
 // Rows of a tile are of one group where results are summed by group, else of any.
@@ -40,7 +40,26 @@ struct RowTiles {
   }
 };
 
-// --- sources: values of row and column as the product takes them ---
+// --- sources: values of a row and n columns as the product takes them ---
+//
+// `values` makes them of n numbers of each of `tensors`, which are `at` a place, and of the columns' tables.
+
+// Where in a tensor the first of n values is.
+struct Place {
+  PYNAS_DEVICE int group() const { return row / rows; }
+  PYNAS_DEVICE int64_t index() const { return static_cast<int64_t>(row) * columns + column; }
+  PYNAS_DEVICE int64_t of_group() const { return static_cast<int64_t>(group()) * columns + column; }
+
+  int row, rows, column, columns;  // rows of a group
+};
+
+template <int n>
+PYNAS_DEVICE void multiply_by(Gate gate, const Place& place, float (&values)[n]) {
+  if (gate.values == nullptr) return;
+  const float* const factors = gate.values + (gate.by_channel ? place.of_group() : place.group());
+  PYNAS_UNROLL
+  for (int v = 0; v < n; ++v) values[v] *= factors[gate.by_channel ? v : 0];
+}
 
 // x itself, or less a centre.
 template <class T>
@@ -49,21 +68,18 @@ struct Plain {
     const T* x;
     const float* centre;  // (columns) or null
   };
-  template <int n>
-  struct Raw {
-    Vector<T, n> x;
-  };
+  static constexpr int tensors = 1;
   struct Table {  // what a column needs
     float centre;
   };
   PYNAS_DEVICE static Table table(const Arguments& a, int c, int) { return {a.centre == nullptr ? 0.0f : a.centre[c]}; }
+  PYNAS_DEVICE static const T* at(const Arguments& a, int, const Place& place) { return a.x + place.index(); }
   template <int n>
-  PYNAS_DEVICE static Raw<n> fetch(const Arguments& a, int64_t row, int c, int columns) {
-    return {load<n>(a.x + row * columns + c)};
-  }
-  template <int n>
-  PYNAS_DEVICE static float value(const Arguments&, const Raw<n>& raw, int v, const Table& table, int64_t, int64_t) {
-    return raw.x[v] - table.centre;
+  PYNAS_DEVICE static void values(const Arguments&, const Vector<T, n> (&raw)[tensors], const Table* table,
+                                  const Place&, float (&to)[n]) {
+    widen(raw[0], to);
+    PYNAS_UNROLL
+    for (int v = 0; v < n; ++v) to[v] -= table[v].centre;
   }
 };
 
@@ -75,21 +91,22 @@ struct Beside {
     const float* centre;
     int left_columns;
   };
-  template <int n>
-  using Raw = typename Plain<T>::template Raw<n>;
+  static constexpr int tensors = 1;
   typedef typename Plain<T>::Table Table;
   PYNAS_DEVICE static Table table(const Arguments& a, int c, int) {
     return {c < a.left_columns ? 0.0f : a.centre[c - a.left_columns]};
   }
-  template <int n>
-  PYNAS_DEVICE static Raw<n> fetch(const Arguments& a, int64_t row, int c, int columns) {
-    const int right = c - a.left_columns;
-    return {
-        load<n>(right < 0 ? a.left + row * a.left_columns + c : a.right + row * (columns - a.left_columns) + right)};
+  PYNAS_DEVICE static const T* at(const Arguments& a, int, const Place& place) {
+    const int right = place.column - a.left_columns;
+    if (right < 0) return a.left + static_cast<int64_t>(place.row) * a.left_columns + place.column;
+    return a.right + static_cast<int64_t>(place.row) * (place.columns - a.left_columns) + right;
   }
   template <int n>
-  PYNAS_DEVICE static float value(const Arguments&, const Raw<n>& raw, int v, const Table& table, int64_t, int64_t) {
-    return raw.x[v] - table.centre;
+  PYNAS_DEVICE static void values(const Arguments&, const Vector<T, n> (&raw)[tensors], const Table* table,
+                                  const Place&, float (&to)[n]) {
+    widen(raw[0], to);
+    PYNAS_UNROLL
+    for (int v = 0; v < n; ++v) to[v] -= table[v].centre;
   }
 };
 
@@ -101,19 +118,16 @@ struct Normalised {
     Norm norm;
     Gate gate;
   };
-  template <int n>
-  using Raw = typename Plain<T>::template Raw<n>;
+  static constexpr int tensors = 1;
   typedef Channel Table;
   PYNAS_DEVICE static Table table(const Arguments& a, int c, int) { return Channel(a.norm, c); }
+  PYNAS_DEVICE static const T* at(const Arguments& a, int, const Place& place) { return a.x + place.index(); }
   template <int n>
-  PYNAS_DEVICE static Raw<n> fetch(const Arguments& a, int64_t row, int c, int columns) {
-    return {load<n>(a.x + row * columns + c)};
-  }
-  template <int n>
-  PYNAS_DEVICE static float value(const Arguments& a, const Raw<n>& raw, int v, const Table& channel, int64_t group,
-                                  int64_t of_group) {
-    const float value = activate(a.norm.act, channel(raw.x[v]));
-    return a.gate.values == nullptr ? value : value * a.gate.values[a.gate.by_channel ? of_group : group];
+  PYNAS_DEVICE static void values(const Arguments& a, const Vector<T, n> (&raw)[tensors], const Table* channel,
+                                  const Place& place, float (&to)[n]) {
+    widen(raw[0], to);
+    apply(channel, a.norm.act, to);
+    multiply_by(a.gate, place, to);
   }
 };
 
@@ -124,32 +138,35 @@ struct Backward {
     const T *d, *y;
     NormBackward of;
   };
-  template <int n>
-  struct Raw {
-    Vector<T, n> d, y;
-  };
+  static constexpr int tensors = 2;
   typedef ChannelBackward Table;
   PYNAS_DEVICE static Table table(const Arguments& a, int c, int channels) {
     return ChannelBackward(a.of, c, channels);
   }
-  template <int n>
-  PYNAS_DEVICE static Raw<n> fetch(const Arguments& a, int64_t row, int c, int columns) {
-    return {load<n>(a.d + row * columns + c), load<n>(a.y + row * columns + c)};
+  PYNAS_DEVICE static const T* at(const Arguments& a, int tensor, const Place& place) {
+    return (tensor == 0 ? a.d : a.y) + place.index();
   }
   template <int n>
-  PYNAS_DEVICE static float value(const Arguments& a, const Raw<n>& raw, int v, const Table& channel, int64_t group,
-                                  int64_t of_group) {
-    float d = raw.d[v];
-    if (a.of.gate.values != nullptr) d *= a.of.gate.values[a.of.gate.by_channel ? of_group : group];
-    if (a.of.dpool != nullptr) d += a.of.dpool[of_group];
-    return channel(a.of.norm.act, d, raw.y[v]);
+  PYNAS_DEVICE static void values(const Arguments& a, const Vector<T, n> (&raw)[tensors], const Table* channel,
+                                  const Place& place, float (&to)[n]) {
+    float y[n];
+    widen(raw[0], to);
+    widen(raw[1], y);
+    multiply_by(a.of.gate, place, to);
+    if (a.of.dpool != nullptr) {
+      const float* const dpool = a.of.dpool + place.of_group();
+      PYNAS_UNROLL
+      for (int v = 0; v < n; ++v) to[v] += dpool[v];
+    }
+    apply(channel, a.of.norm.act, to, y);
   }
 };
 
 // --- targets: what becomes of results, of `n` columns of a row at a time ---
 //
 // A thread sees the same columns of many rows, and keeps `parts` numbers of each; `merge` makes `made` numbers of those
-// that all threads of a column have kept, part(i, strip).
+// that all threads of a column have kept, part(i, strip). Where a target `reads` a tensor as large as that of results,
+// or of null, `row` gets its numbers.
 
 // Stored; moments of each column.
 template <class T>
@@ -161,22 +178,22 @@ struct WithMoments {
   };
   struct Table {};  // what a column needs
   PYNAS_DEVICE static Table table(const Arguments&, int) { return {}; }
+  static constexpr bool reads = false;
+  PYNAS_DEVICE static const T* read(const Arguments&) { return nullptr; }
 
   template <int n>
   PYNAS_DEVICE static void row(const Arguments& a, float (&kept)[parts][n], const float (&values)[n], int64_t at,
-                               const Table*) {
-    Vector<T, n> vector;
+                               const Table*, const Vector<T, n>&) {
     PYNAS_UNROLL
     for (int v = 0; v < n; ++v) {
-      put(&vector.values[v], values[v]);
       Shifted shifted{kept[0][v], kept[1][v], kept[2][v], kept[3][v]};
-      shifted.add(values[v]);
+      shifted.add({values[v]}, 1);
       kept[0][v] = shifted.count;
       kept[1][v] = shifted.shift;
       kept[2][v] = shifted.sum;
       kept[3][v] = shifted.squares;
     }
-    store<n>(a.y + at, vector);
+    store<n>(a.y + at, narrow<T>(values));
   }
 
   template <class Part>
@@ -204,22 +221,31 @@ struct WithGateSums {
   };
   typedef Channel Table;
   PYNAS_DEVICE static Table table(const Arguments& a, int c) { return Channel(a.norm, c); }
+  static constexpr bool reads = true;
+  PYNAS_DEVICE static const T* read(const Arguments& a) { return a.x; }
 
   template <int n>
   PYNAS_DEVICE static void row(const Arguments& a, float (&kept)[parts][n], const float (&values)[n], int64_t at,
-                               const Table* channel) {
-    const Vector<T, n> x = load<n>(a.x + at);
-    Vector<T, n> vector;
+                               const Table* channel, const Vector<T, n>& of_x) {
+    const Vector<T, n> vector = narrow<T>(values);
+    float x[n], made[n], slope[n];
+    widen(of_x, x);
+    with_activation(a.norm.act, [&](auto act) {
+      PYNAS_UNROLL
+      for (int v = 0; v < n; ++v) {
+        const float z = channel[v](x[v]);
+        made[v] = activate(act.value, z);
+        slope[v] = chain(act.value, 1.0f, z);
+      }
+    });
     PYNAS_UNROLL
     for (int v = 0; v < n; ++v) {
-      put(&vector.values[v], values[v]);
-      const float z = channel[v](x[v]), slope = chain(a.norm.act, 1.0f, z);
-      const float xhat = (x[v] - channel[v].mean) * channel[v].inverse;
-      kept[0][v] += values[v] * activate(a.norm.act, z);
-      kept[1][v] += values[v] * slope;
-      kept[2][v] += slope;
-      kept[3][v] += values[v] * slope * xhat;
-      kept[4][v] += slope * xhat;
+      const float xhat = (x[v] - channel[v].mean) * channel[v].inverse, along = slope[v] * xhat;
+      kept[0][v] += values[v] * made[v];
+      kept[1][v] += values[v] * slope[v];
+      kept[2][v] += slope[v];
+      kept[3][v] += values[v] * along;
+      kept[4][v] += along;
     }
     static_assert(n == 4);
     if (a.shift == 0) return store<n>(a.d + at, vector);
@@ -255,14 +281,17 @@ struct Added {
     return channel;
   }
 
+  static constexpr bool reads = true;
+  PYNAS_DEVICE static const T* read(const Arguments& a) { return a.residual; }
+
   template <int n>
   PYNAS_DEVICE static void row(const Arguments& a, float (&)[1][n], const float (&values)[n], int64_t at,
-                               const Table* table) {
-    Vector<T, n> vector, other{};
-    if (a.residual != nullptr) other = load<n>(a.residual + at);
+                               const Table* table, const Vector<T, n>& residual) {
+    float y[n];
+    widen(residual, y);
     PYNAS_UNROLL
-    for (int v = 0; v < n; ++v) put(&vector.values[v], table[v](values[v]) + (a.residual == nullptr ? 0.0f : other[v]));
-    store<n>(a.y + at, vector);
+    for (int v = 0; v < n; ++v) y[v] += table[v](values[v]);
+    store<n>(a.y + at, narrow<T>(y));
   }
 
   template <class Part>
@@ -271,7 +300,7 @@ struct Added {
 
 // --- results = source weight^T ---
 
-template <class T, class Source, class Target>
+template <class T, class Source, class Target, bool transposed>
 struct Product {
   static constexpr int threads = product::threads, blocks = 2;
   static constexpr int rows = product_rows, columns = product_columns, depth = 64 / sizeof(T), pad = 16 / sizeof(T);
@@ -285,7 +314,6 @@ struct Product {
     int in, out;  // columns of the source, and of the results
     typename Source::Arguments source;
     const float* weight;  // (out, in), or (in, out) where transposed
-    bool transposed;
     typename Target::Arguments target;
     float* partial;  // (chunks, made, out) of the target
   };
@@ -299,6 +327,7 @@ struct Product {
   struct Panels {
     T a[rows][depth + pad], b[columns][depth + pad];
     typename Source::Table table[2][depth];
+    Vector<T, n_in> raw[Source::tensors][passes][threads];  // each thread's own
   };
   struct Shared {
     union {
@@ -307,16 +336,13 @@ struct Product {
     };
     float kept[kept_parts][high_out][columns];  // of the thread that has this strip and column: registers are few
     typename Target::Table table[columns];
+    alignas(16) T read[Target::reads ? rows * columns : 1];
     Shared() {}
   };
 
   static RowTiles tiles_of(const Arguments& a) { return RowTiles::of_product(a.pixels, a.out, Target::by_group); }
   static Grid grid(const Arguments& a) { return {(a.out + columns - 1) / columns, tiles_of(a).chunks}; }
 
-  typedef typename Source::template Raw<n_in> Raw;
-  struct Read {
-    Raw raw[passes];
-  };
   PYNAS_DEVICE static void run(const Block<threads>& block, Shared& shared, const Arguments& a, Index at) {
     const RowTiles tiles = RowTiles::of_product(a.pixels, a.out, Target::by_group);
     const int first = at.x * columns;
@@ -330,23 +356,26 @@ struct Product {
     for (int i = begin; i < end; ++i) {
       const int from = group * tiles.rows + i * rows, to = group * tiles.rows + tiles.rows;  // among all rows
       PerThread<typename Tile::Sums, threads> sums;
-      PerThread<Read, threads> read;
       block.each([&](int t) {
         sums[t] = {};
-        fetch(a, from, to, 0, t, read[t]);
+        fetch(shared.panels, a, from, to, 0, t);
         tabulate(shared.panels, a, 0, t);
       });
       for (int k = 0; k < a.in; k += depth) {
         block.each([&](int t) {
-          fill(shared.panels, a, from, to, first, k, t, read[t]);
+          fill(shared.panels, a, from, to, first, k, t);
           tabulate(shared.panels, a, k + depth, t);
         });
-        block.own([&](int t) { fetch(a, from, to, k + depth, t, read[t]); });
+        block.own([&](int t) {
+          fetch(shared.panels, a, from, to, k + depth, t);
+          if (k == 0) fetch_read(shared, a, from, to, first, t);
+        });
         Tile::template multiply<depth>(block, Panel{shared.panels.a[0]}, Panel{shared.panels.b[0]}, sums);
         block.each([](int) {});
       }
       block.each([&](int t) {
         Tile::each(t, sums[t], [&](int row, int column, float value) { shared.results[row][column] = value; });
+        await_copies();
       });
       block.each([&](int t) {
         const int column = t % wide_out * n_out;
@@ -360,8 +389,10 @@ struct Product {
           float values[n_out];
           PYNAS_UNROLL
           for (int v = 0; v < n_out; ++v) values[v] = shared.results[r][column + v];
+          Vector<T, n_out> other{};
+          if (Target::read(a.target) != nullptr) other = load<n_out>(shared.read + r * columns + column);
           Target::template row<n_out>(a.target, kept, values, static_cast<int64_t>(from + r) * a.out + first + column,
-                                      shared.table + column);
+                                      shared.table + column, other);
         }
         PYNAS_UNROLL
         for (int p = 0; p < kept_parts; ++p) PYNAS_UNROLL
@@ -378,44 +409,50 @@ struct Product {
     });
   }
 
+  // What the target needs of this tile, while products are made.
+  PYNAS_DEVICE static void fetch_read(Shared& shared, const Arguments& a, int from, int to, int first, int t) {
+    const T* const of = Target::read(a.target);
+    if (of == nullptr) return;
+    for (int i = t; i < rows * columns / vector_of<T>; i += threads) {
+      const int r = i * vector_of<T> / columns, column = i * vector_of<T> % columns;
+      if (from + r < to && first + column < a.out)
+        copy_later(shared.read + r * columns + column, of + static_cast<int64_t>(from + r) * a.out + first + column);
+    }
+  }
+
   PYNAS_DEVICE static void tabulate(Panels& panels, const Arguments& a, int k, int t) {
     if (t < depth && k + t < a.in) panels.table[k / depth % 2][t] = Source::table(a.source, k + t, a.in);
   }
 
-  PYNAS_DEVICE static void fetch(const Arguments& a, int from, int to, int k, int t, Read& read) {
-    const int at = k + t % wide_in * n_in;
+  // The next numbers of the source, while products are made of those before.
+  PYNAS_DEVICE static void fetch(Panels& panels, const Arguments& a, int from, int to, int k, int t) {
+    const int column = k + t % wide_in * n_in;
     PYNAS_UNROLL
     for (int p = 0; p < passes; ++p) {
-      const int row = from + p * high_in + t / wide_in;
-      if (at < a.in && row < to) read.raw[p] = Source::template fetch<n_in>(a.source, row, at, a.in);
+      const Place place{from + p * high_in + t / wide_in, a.pixels.rows, column, a.in};
+      if (column >= a.in || place.row >= to) continue;
+      PYNAS_UNROLL
+      for (int i = 0; i < Source::tensors; ++i) copy_later(panels.raw[i][p][t].values, Source::at(a.source, i, place));
     }
   }
 
-  PYNAS_DEVICE static void fill(Panels& panels, const Arguments& a, int from, int to, int first, int k, int t,
-                                const Read& read) {
-    const int lane = t % wide_in * n_in;
-    PYNAS_UNROLL
-    for (int p = 0; p < passes; ++p) {
-      const int r = p * high_in + t / wide_in;
-      Vector<T, n_in> vector;
-      const bool real = k + lane < a.in && from + r < to;
-      const int group = (Target::by_group ? from : from + r) / a.pixels.rows;
-      PYNAS_UNROLL
-      for (int v = 0; v < n_in; ++v) {
-        put(&vector.values[v],
-            real ? Source::template value<n_in>(a.source, read.raw[p], v, panels.table[k / depth % 2][lane + v], group,
-                                                static_cast<int64_t>(group) * a.in + k + lane + v)
-                 : 0.0f);
+  PYNAS_DEVICE static void fill(Panels& panels, const Arguments& a, int from, int to, int first, int k, int t) {
+    await_copies();
+    PYNAS_ROLLED
+    for (int piece = 0; piece < passes * n_in / some; ++piece) {
+      const int p = piece * some / n_in, of_piece = piece * some % n_in;
+      const int r = p * high_in + t / wide_in, lane = t % wide_in * n_in + of_piece;
+      const Place place{from + r, a.pixels.rows, k + lane, a.in};
+      float values[some] = {};
+      if (place.column < a.in && place.row < to) {
+        Vector<T, some> raw[Source::tensors];
+        PYNAS_UNROLL
+        for (int i = 0; i < Source::tensors; ++i) raw[i] = load<some>(panels.raw[i][p][t].values + of_piece);
+        Source::template values<some>(a.source, raw, panels.table[k / depth % 2] + lane, place, values);
       }
-      store<n_in>(&panels.a[r][lane], vector);
+      store<some>(&panels.a[r][lane], narrow<T>(values));
     }
-    PYNAS_BY_FOUR
-    for (int i = t; i < columns * depth; i += threads) {
-      const int column = a.transposed ? i % columns : i / depth, d = a.transposed ? i / columns : i % depth;
-      const int c = first + column, row = k + d;  // a weight has fewer than 2^31 numbers
-      const bool real = c < a.out && row < a.in;
-      put(&panels.b[column][d], real ? a.weight[a.transposed ? row * a.out + c : c * a.in + row] : 0.0f);
-    }
+    fill_panel<T, columns, depth, threads, transposed>(panels.b, a.weight, first, a.out, k, a.in, t);
   }
 };
 
@@ -423,7 +460,7 @@ struct Product {
 
 template <class T, class Left, class Right>
 struct OuterProduct {
-  static constexpr int threads = product::threads, blocks = 2;
+  static constexpr int threads = product::threads, blocks = sizeof(T) == 2 ? 3 : 2;
   static constexpr int side = outer_side, rows = outer_rows, pad = 16 / sizeof(T);
   typedef Multiply<T, side, side> Tile;
   typedef Operand<T, side + pad, true> Panel;
@@ -438,27 +475,38 @@ struct OuterProduct {
 
   template <class Source>
   struct Side {
-    static constexpr int n = vector_of<T>, wide = side / n, high = threads / wide,
-                         passes = rows / high > 0 ? rows / high : 1;
+    static constexpr int n = vector_of<T>, wide = side / n, high = threads / wide, passes = rows / high;
+    static_assert(rows % high == 0);
     T values[rows][side + pad];
     typename Source::Table table[side];
+    Vector<T, n> raw[Source::tensors][passes][threads];  // each thread's own
 
-    // Every row once: where threads are more than vectors, the rest are idle.
+    PYNAS_DEVICE void fetch(const typename Source::Arguments& a, int columns, int first, int from, int to,
+                            int rows_of_group, int t) {
+      PYNAS_UNROLL
+      for (int p = 0; p < passes; ++p) {
+        const Place place{from + p * high + t / wide, rows_of_group, first + t % wide * n, columns};
+        if (place.column >= columns || place.row >= to) continue;
+        PYNAS_UNROLL
+        for (int i = 0; i < Source::tensors; ++i) copy_later(raw[i][p][t].values, Source::at(a, i, place));
+      }
+    }
+
     PYNAS_DEVICE void fill(const typename Source::Arguments& a, int columns, int first, int from, int to,
                            int rows_of_group, int t) {
-      const int lane = t % wide * n, c = first + lane;
-      for (int r = t / wide; r < rows; r += high) {
-        Vector<T, n> vector;
-        const int row = from + r, group = row / rows_of_group;
-        const bool real = c < columns && row < to;
-        typename Source::template Raw<n> raw{};
-        if (real) raw = Source::template fetch<n>(a, row, c, columns);
-        PYNAS_UNROLL
-        for (int v = 0; v < n; ++v)
-          put(&vector.values[v], real ? Source::template value<n>(a, raw, v, table[lane + v], group,
-                                                                  static_cast<int64_t>(group) * columns + c + v)
-                                      : 0.0f);
-        store<n>(&values[r][lane], vector);
+      PYNAS_ROLLED
+      for (int piece = 0; piece < passes * n / some; ++piece) {
+        const int p = piece * some / n, of_piece = piece * some % n;
+        const int r = p * high + t / wide, lane = t % wide * n + of_piece;
+        const Place place{from + r, rows_of_group, first + lane, columns};
+        float row[some] = {};
+        if (place.column < columns && place.row < to) {
+          Vector<T, some> own[Source::tensors];
+          PYNAS_UNROLL
+          for (int i = 0; i < Source::tensors; ++i) own[i] = load<some>(raw[i][p][t].values + of_piece);
+          Source::template values<some>(a, own, table + lane, place, row);
+        }
+        store<some>(&values[r][lane], narrow<T>(row));
       }
     }
   };
@@ -486,10 +534,19 @@ struct OuterProduct {
     });
     const int begin = at.y * tiles.length;
     const int end = begin + tiles.length < tiles.of_group ? begin + tiles.length : tiles.of_group;
+    const auto fetch = [&](int i, int t) {
+      shared.left.fetch(a.left, a.left_columns, left, i * rows, tiles.rows, a.pixels.rows, t);
+      shared.right.fetch(a.right, a.right_columns, right, i * rows, tiles.rows, a.pixels.rows, t);
+    };
+    block.own([&](int t) { fetch(begin, t); });
     for (int i = begin; i < end; ++i) {
       block.each([&](int t) {
+        await_copies();
         shared.left.fill(a.left, a.left_columns, left, i * rows, tiles.rows, a.pixels.rows, t);
         shared.right.fill(a.right, a.right_columns, right, i * rows, tiles.rows, a.pixels.rows, t);
+      });
+      block.own([&](int t) {
+        if (i + 1 < end) fetch(i + 1, t);
       });
       Tile::template multiply<rows>(block, Panel{shared.left.values[0]}, Panel{shared.right.values[0]}, sums);
       block.each([](int) {});

@@ -141,7 +141,8 @@ void run_step(const Run& run, const Depthwise<T>& of) {
 template <class T>
 int64_t scratch_of(const DepthwiseApplied<T>& of) {
   const DepthwiseShape& s = of.shape;
-  return depthwise::Tiles::of(s.n, s.out_h(), s.out_w(), depthwise_side(s), s.maps()).count * s.maps();
+  const int tiles = depthwise::Tiles::of(s.n, s.out_h(), s.out_w(), depthwise_side(s), s.maps()).count;
+  return static_cast<int64_t>(tiles) * s.maps();
 }
 
 template <class T, class Run>
@@ -231,11 +232,11 @@ int64_t scratch_of(const ExpandWeightBackward<T>& of) {
 }
 
 // Runs the product of sources of `in` columns, and returns the number of its chunks.
-template <class T, class Source, class Target, class Run>
+template <class T, class Source, class Target, bool transposed = false, class Run>
 int run_product(const Run& run, Pixels pixels, int in, int out, const typename Source::Arguments& source,
-                const float* weight, bool transposed, const typename Target::Arguments& target, float* partial) {
-  typedef product::Product<T, Source, Target> Kernel;
-  const typename Kernel::Arguments a{pixels, in, out, source, weight, transposed, target, partial};
+                const float* weight, const typename Target::Arguments& target, float* partial) {
+  typedef product::Product<T, Source, Target, transposed> Kernel;
+  const typename Kernel::Arguments a{pixels, in, out, source, weight, target, partial};
   run.template operator()<Kernel>(a);
   return Kernel::tiles_of(a).chunks;
 }
@@ -255,7 +256,7 @@ template <class T, class Run>
 void run_step(const Run& run, const Expand<T>& of) {
   float* const partial = of.statistics.mean == nullptr ? nullptr : of.scratch;
   const int chunks = run_product<T, product::Plain<T>, product::WithMoments<T>>(
-      run, of.pixels, of.in, of.out, {of.x, nullptr}, of.weight, false, {of.y}, partial);
+      run, of.pixels, of.in, of.out, {of.x, nullptr}, of.weight, {of.y}, partial);
   run_moments(run, of.scratch, chunks, of.out, of.statistics);
 }
 
@@ -263,22 +264,21 @@ template <class T, class Run>
 void run_step(const Run& run, const Project<T>& of) {
   float* const partial = of.statistics.mean == nullptr ? nullptr : of.scratch;
   const int chunks = run_product<T, product::Normalised<T>, product::WithMoments<T>>(
-      run, of.pixels, of.in, of.out, {of.x, of.norm, of.gate}, of.weight, false, {of.y}, partial);
+      run, of.pixels, of.in, of.out, {of.x, of.norm, of.gate}, of.weight, {of.y}, partial);
   run_moments(run, of.scratch, chunks, of.out, of.statistics);
 }
 
 template <class T, class Run>
 void run_step(const Run& run, const ProjectApplied<T>& of) {
   run_product<T, product::Normalised<T>, product::Added<T>>(run, of.pixels, of.in, of.out, {of.x, Norm{}, of.gate},
-                                                            of.weight, false, {of.y, of.residual, nullptr, of.after},
-                                                            nullptr);
+                                                            of.weight, {of.y, of.residual, nullptr, of.after}, nullptr);
 }
 
 template <class T, class Run>
 void run_step(const Run& run, const ProjectBackward<T>& of) {
-  const int chunks = run_product<T, product::Backward<T>, product::WithGateSums<T>>(
-      run, of.pixels, of.out, of.in, {of.d, of.y, of.after}, of.weight, true,
-      {of.da, of.x, of.norm, shift_of(of.splits)}, of.scratch);
+  const int chunks = run_product<T, product::Backward<T>, product::WithGateSums<T>, true>(
+      run, of.pixels, of.out, of.in, {of.d, of.y, of.after}, of.weight, {of.da, of.x, of.norm, shift_of(of.splits)},
+      of.scratch);
   const int groups = of.pixels.groups;
   if (groups > 0)
     run.template operator()<reduce::OfPieces>({of.scratch, groups, chunks / groups, 5, of.in, of.sums, 1.0});
@@ -286,9 +286,8 @@ void run_step(const Run& run, const ProjectBackward<T>& of) {
 
 template <class T, class Run>
 void run_step(const Run& run, const ExpandBackward<T>& of) {
-  run_product<T, product::Backward<T>, product::Added<T>>(run, of.pixels, of.out, of.in, {of.d, of.y, of.after},
-                                                          of.weight, true, {of.dx, of.residual, nullptr, Norm{}},
-                                                          nullptr);
+  run_product<T, product::Backward<T>, product::Added<T>, true>(
+      run, of.pixels, of.out, of.in, {of.d, of.y, of.after}, of.weight, {of.dx, of.residual, nullptr, Norm{}}, nullptr);
 }
 
 template <class T, class Run>
@@ -307,7 +306,7 @@ void run_step(const Run& run, const Gram<T>& of) {
 template <class T, class Run>
 void run_step(const Run& run, const ExpandedBackward<T>& of) {
   run_product<T, product::Beside<T>, product::Added<T>>(run, of.pixels, of.in + of.out, of.out,
-                                                        {of.dz, of.x, of.centre, of.in}, of.weight, false,
+                                                        {of.dz, of.x, of.centre, of.in}, of.weight,
                                                         {of.dx, of.residual, of.level, Norm{}}, nullptr);
 }
 
