@@ -77,7 +77,7 @@ struct Forward {
   static constexpr int threads = lanes * warps, vector = 4;
   // Registers are few: blocks at once, and pixels that a thread reads before it makes them, are as many as they allow.
   static constexpr int blocks = kernel == 7 || sizeof(T) == 4 ? 2 : 3;
-  static constexpr int at_once = sizeof(T) == 2 && kernel != 5 && side == 16 ? 2 : 1;
+  static constexpr int at_once = sizeof(T) == 2 && kernel != 5 ? 2 : 1;
   static constexpr int halo = (side - 1) * stride + kernel;  // pixels of a row that a tile reads
 
   struct Shared {
@@ -161,8 +161,11 @@ struct Forward {
     };
     const auto to = [&](const auto& each) {
       with_activation(a.norm.act, [&](auto act) {
-        each([&](int p, int lane, float value) {
-          shared.a[p][lane] = at(p) < 0 ? 0.0f : activate(act.value, shared.channel[lane](value));
+        each([&](int p, const auto& values) {
+          const bool inside = at(p) >= 0;
+          values([&](int lane, float value) {
+            shared.a[p][lane] = inside ? activate(act.value, shared.channel[lane](value)) : 0.0f;
+          });
         });
       });
     };
@@ -397,7 +400,9 @@ struct Backward {
       const bool inside = row >= 0 && row < s.h && column >= 0 && column < s.w;
       return inside ? (tile.image * s.h + row) * s.w + column : -1;
     };
-    const auto to = [&](const auto& each) { each([&](int p, int lane, float value) { shared.x[p][lane] = value; }); };
+    const auto to = [&](const auto& each) {
+      each([&](int p, const auto& values) { values([&](int lane, float value) { shared.x[p][lane] = value; }); });
+    };
     Expander<T, lanes>::run(block, shared.panels, a.expansion, a.x, first >> s.shift, s.channels, side * side, loaded,
                             at, to);
     block.each([](int) {});

@@ -19,10 +19,10 @@ struct Expander {
     alignas(16) T weight[lanes][depth + pad];
   };
 
-  // Calls to(each), each(use) calling use(pixel, lane, value) for lanes channels from `first` on, zeros beyond the
-  // last, of `count` pixels, a part of them at a time. at(pixel) is where it lies among x's, or negative: a pixel
-  // outside of the image, whose values say nothing. One weight panel that holds all of `in` stays for the next call,
-  // which says so: `loaded`.
+  // Calls to(each), each(use) calling use(pixel, values), values(use) calling use(lane, value) for lanes channels from
+  // `first` on, zeros beyond the last, of `count` pixels, a part of them at a time. at(pixel) is where it lies among
+  // x's, or negative: a pixel outside of the image, whose values say nothing. One weight panel that holds all of `in`
+  // stays for the next call, which says so: `loaded`.
   template <class At, class To>
   PYNAS_DEVICE static void run(const Block<threads>& block, Panels& panels, const Expansion& expansion, const T* x,
                                int first, int channels, int count, bool loaded, const At& at, const To& to) {
@@ -51,8 +51,8 @@ struct Expander {
       }
       block.own([&](int t) {
         to([&](const auto& use) {
-          Tile::each(t, sums[t], [&](int row, int lane, float value) {
-            if (begin + row < count) use(begin + row, lane, value);
+          Tile::each_row(t, sums[t], [&](int row, const auto& values) {
+            if (begin + row < count) use(begin + row, values);
           });
         });
       });

@@ -28,8 +28,11 @@ struct Operand {
 template <class T, int rows, int depth, int threads, bool transposed, int stride>
 PYNAS_DEVICE void fill_panel(T (*to)[stride], const float* weight, int first, int count, int k, int in, int t) {
   if constexpr (!transposed) {
+    constexpr int pieces = rows * depth / 4;
     PYNAS_UNROLL
-    for (int i = t; i < rows * depth / 4; i += threads) {
+    for (int begin = 0; begin < pieces; begin += threads) {
+      const int i = begin + t;
+      if (i >= pieces) break;
       const int row = i / (depth / 4), d = i % (depth / 4) * 4;
       float values[4] = {};
       // A weight has fewer than 2^31 numbers.
@@ -38,8 +41,11 @@ PYNAS_DEVICE void fill_panel(T (*to)[stride], const float* weight, int first, in
     }
   } else {
     constexpr int pair = 4 / sizeof(T), pairs = depth / pair;  // what one bank of shared memory holds
+    constexpr int pieces = rows / 4 * pairs;
     PYNAS_UNROLL
-    for (int i = t; i < rows / 4 * pairs; i += threads) {
+    for (int begin = 0; begin < pieces; begin += threads) {
+      const int i = begin + t;
+      if (i >= pieces) break;
       // Neighbours among threads have neighbours of both ways: a sector in memory, banks in shared memory.
       const int row = (i % 4 + i / (4 * pairs) * 4) * 4, d = i / 4 % pairs * pair;
       float values[pair][4] = {};
@@ -150,12 +156,17 @@ struct TensorCores {
   }
 #endif
 
+  // Calls use(row, columns) for each row of which the thread has sums, columns(use) calling use(column, sum).
   template <class Use>
-  PYNAS_DEVICE static void each(int t, const Sums& sums, const Use& use) {
+  PYNAS_DEVICE static void each_row(int t, const Sums& sums, const Use& use) {
     PYNAS_UNROLL
     for (int i = 0; i < high; ++i) PYNAS_UNROLL
-    for (int j = 0; j < wide; ++j) PYNAS_UNROLL
-    for (int part = 0; part < 4; ++part) use(row_of(t, i, part), column_of(t, j, part), sums.values[i][j][part]);
+    for (int half = 0; half < 4; half += 2)
+      use(row_of(t, i, half), [&](const auto& use_column) {
+        PYNAS_UNROLL
+        for (int j = 0; j < wide; ++j) PYNAS_UNROLL
+        for (int part = half; part < half + 2; ++part) use_column(column_of(t, j, part), sums.values[i][j][part]);
+      });
   }
 };
 
@@ -187,10 +198,13 @@ struct FusedMultiplyAdd {
   }
 
   template <class Use>
-  PYNAS_DEVICE static void each(int t, const Sums& sums, const Use& use) {
+  PYNAS_DEVICE static void each_row(int t, const Sums& sums, const Use& use) {
     PYNAS_UNROLL
-    for (int i = 0; i < rows / 16; ++i) PYNAS_UNROLL
-    for (int j = 0; j < columns / 16; ++j) use(t / 16 + 16 * i, t % 16 + 16 * j, sums.values[i][j]);
+    for (int i = 0; i < rows / 16; ++i)
+      use(t / 16 + 16 * i, [&](const auto& use_column) {
+        PYNAS_UNROLL
+        for (int j = 0; j < columns / 16; ++j) use_column(t % 16 + 16 * j, sums.values[i][j]);
+      });
   }
 };
 

@@ -374,7 +374,9 @@ struct Product {
         block.each([](int) {});
       }
       block.each([&](int t) {
-        Tile::each(t, sums[t], [&](int row, int column, float value) { shared.results[row][column] = value; });
+        Tile::each_row(t, sums[t], [&](int row, const auto& values) {
+          values([&](int column, float value) { shared.results[row][column] = value; });
+        });
         await_copies();
       });
       block.each([&](int t) {
@@ -553,9 +555,12 @@ struct OuterProduct {
     }
     float* const to = a.partial + static_cast<int64_t>(at.y) * a.left_columns * a.right_columns;
     block.own([&](int t) {
-      Tile::each(t, sums[t], [&](int row, int column, float value) {
-        if (left + row < a.left_columns && right + column < a.right_columns)
-          to[static_cast<int64_t>(left + row) * a.right_columns + right + column] = value;
+      Tile::each_row(t, sums[t], [&](int row, const auto& values) {
+        if (left + row >= a.left_columns) return;
+        values([&](int column, float value) {
+          if (right + column < a.right_columns)
+            to[static_cast<int64_t>(left + row) * a.right_columns + right + column] = value;
+        });
       });
     });
   }
