@@ -236,6 +236,7 @@ template <class T, class Source, class Target, bool transposed = false, class Ru
 int run_product(const Run& run, Pixels pixels, int in, int out, const typename Source::Arguments& source,
                 const float* weight, const typename Target::Arguments& target, float* partial) {
   typedef product::Product<T, Source, Target, transposed> Kernel;
+  static_assert(sizeof(typename Kernel::Shared) <= most_shared);
   const typename Kernel::Arguments a{pixels, in, out, source, weight, target, partial};
   run.template operator()<Kernel>(a);
   return Kernel::tiles_of(a).chunks;
@@ -246,6 +247,7 @@ template <class T, class Left, class Right, class Run>
 void run_outer(const Run& run, Pixels pixels, int left_columns, int right_columns, const typename Left::Arguments& left,
                const typename Right::Arguments& right, float* scratch, float* dweight) {
   typedef product::OuterProduct<T, Left, Right> Kernel;
+  static_assert(sizeof(typename Kernel::Shared) <= most_shared);
   const typename Kernel::Arguments a{pixels, left_columns, right_columns, left, right, scratch};
   run.template operator()<Kernel>(a);
   const int chunks = Kernel::tiles_of(a).chunks;
