@@ -126,7 +126,7 @@ def asynchronous(game: Game, count: int) -> list[int]:
     more) at optimisms 0, 1, 2 and 4 that the tuned model told. The last eighth of the picks takes no optimism.
     """
     table, within, eighth = game.table, game.table.within, max(1, count // 8)
-    durations = generator(game.seed, "durations", count).lognormal(0, 0.5, count)
+    durations = training_times(game, count)
     picked = first_picks(within, max(eighth, min(WORKERS, count)), seed=game.seed)
     begun, finished, now, tuned_at = 0, list[int](), 0.0, 0
     running: list[tuple[float, int]] = []
@@ -157,6 +157,10 @@ def asynchronous(game: Game, count: int) -> list[int]:
         now, done = heapq.heappop(running)
         finished.append(done)
     return picked
+
+
+def training_times(game: Game, count: int) -> Vector:
+    return generator(game.seed, "durations", count).lognormal(0, 0.5, count)
 
 
 def conditioned(tuned: ProcessModel, game: Game, rows: Sequence[int]) -> ProcessModel:

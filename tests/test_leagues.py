@@ -22,7 +22,7 @@ from pynas.randomness import generator
 from pynas.search.config import read_config
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("harness", "league_tables", "league_predictors", "league_search")
+NAMES = ("harness", "league_tables", "league_predictors", "league_search", "league_asynchronous")
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +198,27 @@ def test_league_of_searches(scripts: dict[str, ModuleType], small: Path) -> None
     assert any(what.startswith("asynchronous by synchronous") for what, _, _ in targets)
     best = {name: points[-1].mean for name, points in found["small"].items()}
     assert best["aimed, T = 8"] <= best["random"]
+
+
+def test_asynchronous_league(
+    scripts: dict[str, ModuleType], small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Regrets and times of both where as many train at once: rounds wait for the slowest of each eight."""
+    script = scripts["league_asynchronous"]
+    times = np.ones(16)
+    times[0] = 10
+    assert script.end_of_rounds(times) == 11
+    assert script.end_without_waiting(times) == 10
+    assert script.end_without_waiting(np.ones(9)) == 2
+    arguments = [*["league", "--seeds", "2", "--counts", "12", "16", "152", "--tables", "--table"], str(small)]
+    monkeypatch.setattr("sys.argv", arguments)
+    script.main()
+    told = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("small")]
+    assert [row[1] for row in told] == ["16"]  # 12 is not of whole rounds, 152 more than half of the rows
+    assert 0 < float(told[0][-1]) < 1
+    monkeypatch.setattr("sys.argv", [*arguments, "--contestants", "rounds"])
+    with pytest.raises(SystemExit, match="2"):
+        script.main()
 
 
 def test_searches_train_what_they_may(scripts: dict[str, ModuleType], small: Path) -> None:
