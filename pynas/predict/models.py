@@ -99,7 +99,7 @@ class ProcessModel(AccuracyModel):
 class RidgeModel(AccuracyModel):
     """Ridge regression on the paper's encoding and the statistics, its penalty by leave-one-out (scikit-learn).
 
-    The baseline shown beside every predictor: from about 80 labels on it matches or beats the paper's MLP on rank.
+    The baseline shown beside every predictor. Ranges are straight lines to it, lists a column for each value.
     """
 
     def __init__(self, domain: Domain, unlabelled: Batch, batch: Batch, labels: Vector) -> None:
